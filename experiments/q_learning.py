@@ -1,0 +1,32 @@
+"""Q-learning on a table, in any environment with discrete observations and actions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from purerl import cli
+from purerl.agents import q_learning
+from purerl.driver import Phase
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(cli.Settings):
+    """Q-learning's flags."""
+
+    env: str = "CliffWalking-purerl"
+    total_steps: int = 100_000
+    hypers: q_learning.Hypers = q_learning.Hypers()
+
+
+def main(settings: Settings) -> None:
+    """Train and write a run directory."""
+    cli.run(
+        settings,
+        lambda spec: [Phase(q_learning.q_learning(spec), settings.total_steps)],
+        agent="q_learning",
+        hypers=settings.hypers,
+    )
+
+
+if __name__ == "__main__":
+    cli.start(main, Settings)

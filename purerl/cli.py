@@ -1,0 +1,238 @@
+"""What every experiment script shares: the flags, the run, and the run directory it leaves."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import tyro
+
+from purerl import driver, envs, plots, results, scores
+from purerl.base import Spec, cast_hypers
+from purerl.metrics import Progress
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags that all experiments have."""
+
+    env: str  # name of an environment that gymnax knows
+    num_envs: int = 1  # environments stepped together
+    total_steps: int = 100_000  # environment steps per seed
+    seeds: int = 1  # independent runs, trained as one program
+    seed: int = 0  # what all keys are made of
+    eval_every: int | None = None  # environment steps between evaluations; a tenth of all if not given, 0 for none
+    eval_episodes: int = 20  # episodes per evaluation, played greedily
+    log_every: int | None = None  # environment steps per row of metrics; a hundredth of all if not given
+    stop_at_return: float | None = None  # end early once the mean over seeds of the latest evaluation reaches this
+    out: Path | None = None  # run directory; runs/<script>/<env>/<time> if not given
+    # What of the environment's parameters to change, by name: --env-params.<name>, or from Python a dict.
+    env_params: tyro.conf.Suppress[dict[str, Any] | None] = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "total_steps", "seeds", "eval_episodes", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it takes a whole number of at least 1")
+        if self.eval_every is not None and self.eval_every < 0:
+            raise ValueError(f"eval_every is {self.eval_every}; it takes a number of steps, or 0 for no evaluation")
+        if self.stop_at_return is not None and np.isnan(self.stop_at_return):
+            raise ValueError("stop_at_return is not a number; it takes the return at which to stop")
+
+
+class BadInput(ValueError):
+    """What was asked for cannot be run; the message says which argument, what it got and what it takes."""
+
+
+def start(main: Callable[[SettingsT], Any], settings: type[SettingsT]) -> None:
+    """Run `main` with the settings of the command line; bad input ends in one sentence and exit status 2."""
+    try:
+        main(parse(settings))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse(settings: type[SettingsT], arguments: Sequence[str] | None = None) -> SettingsT:
+    """Return `settings` as the command line asks; --env-params.<name> are those of the environment that --env names.
+
+    Raises BadInput for an unknown environment or a value out of range; an unknown flag ends the program (status 2).
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--env", default=_default(settings, "env"))
+    try:
+        env = envs.make(first.parse_known_args(arguments)[0].env, 1)
+        defaults = _scalars(env.params)
+        # A dataclass made for this command line: every number of the environment a field, every field a flag.
+        params = dataclasses.make_dataclass(
+            "EnvParams",
+            [(name, type(value), dataclasses.field(default=value)) for name, value in defaults.items()],
+        )
+        params.__doc__ = f"The numbers of {env.name}."
+        command = dataclasses.make_dataclass(
+            "Command",
+            [
+                ("settings", Annotated[settings, tyro.conf.arg(name="")]),
+                ("env_params", params, dataclasses.field(default_factory=params)),
+            ],
+        )
+        parsed = tyro.cli(command, args=arguments, description=sys.modules[settings.__module__].__doc__)
+        given = dataclasses.asdict(parsed.env_params)
+        changed = {name: value for name, value in given.items() if value != defaults[name]}
+        return dataclasses.replace(parsed.settings, env_params=changed or None)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def run(
+    settings: Settings,
+    phases: Callable[[Spec], Sequence[driver.Phase]],
+    *,
+    agent: str,
+    hypers: Any,
+    length: int = 1,
+) -> results.Result:
+    """Train `settings.seeds` runs of the agents that `phases` makes for the environment, and write the run directory.
+
+    Prints what it does; returns what it wrote. Raises BadInput before anything is compiled or written.
+    """
+    try:
+        env = envs.make(settings.env, settings.num_envs)
+        env_params = _env_params(env, settings.env_params)
+        plan = phases(env.spec)
+        cast_hypers(hypers)
+        directory = results.create(settings.out or results.default_directory(agent, settings.env))
+    except (ValueError, FileExistsError) as error:
+        raise BadInput(str(error)) from error
+    total = sum(phase.steps for phase in plan)
+    eval_every = total // 10 if settings.eval_every is None else settings.eval_every
+    log_every = settings.log_every or max(1, total // 100)
+    if eval_every:
+        log_every = min(log_every, eval_every)
+    eval_env = envs.make(settings.env, settings.eval_episodes) if eval_every else None
+    print(
+        f"{agent} on {settings.env}, {settings.seeds} seed(s) of {total} steps -> {directory}",
+        flush=True,
+    )
+    with Progress(total, description=f"{agent} {settings.env}") as progress:
+        outcome = driver.drive(
+            driver.seed_keys(settings.seed, settings.seeds),
+            plan,
+            env,
+            hypers,
+            length=length,
+            log_every=log_every,
+            eval_env=eval_env,
+            eval_every=eval_every,
+            eval_max_steps=int(getattr(env_params, "max_steps_in_episode", 10_000)),
+            stop_at_return=settings.stop_at_return,
+            env_params=env_params,
+            progress=progress,
+        )
+    summary = _summary(settings, outcome, agent, hypers)
+    metrics = outcome.metrics
+    if eval_env is not None:
+        repeated = np.broadcast_to(outcome.evaluation_steps, outcome.evaluation_returns.shape[:2])
+        metrics = metrics | {
+            "evaluation_steps": repeated,
+            "evaluation_return": outcome.evaluation_returns,
+        }
+    results.write(
+        directory,
+        settings=dataclasses.asdict(settings) | {"agent": agent},
+        metrics=metrics,
+        summary=summary,
+    )
+    plots.learning_curve(
+        directory / "learning_curve.png",
+        metrics["environment_steps"][0],
+        metrics["episode_return"],
+        title=f"{agent} on {settings.env}",
+        evaluation=(outcome.evaluation_steps, outcome.evaluation_returns.mean(axis=2)) if eval_env else None,
+    )
+    _report(summary, directory)
+    return results.load_run(directory)
+
+
+def _default(settings: type[Settings], name: str) -> Any:
+    default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
+    return None if default is dataclasses.MISSING else default
+
+
+def _scalars(params: Any) -> dict[str, Any]:
+    """Return the environment's single numbers by name, in the shortest decimals that give the same float32."""
+    leaves = {name: np.asarray(leaf) for name, leaf in vars(params).items()}
+    return {
+        name: float(str(leaf)) if leaf.dtype == np.float32 else leaf.item()
+        for name, leaf in leaves.items()
+        if leaf.ndim == 0
+    }
+
+
+def _env_params(env: envs.Env, changes: dict[str, Any] | None) -> Any:
+    """Return the environment's parameters with `changes`, of the same dtypes: a new value is no new program."""
+    unknown = set(changes or {}) - set(vars(env.params))
+    if unknown:
+        raise ValueError(
+            f"env_params has {', '.join(sorted(unknown))}; {env.name} takes {', '.join(sorted(vars(env.params)))}"
+        )
+    arrays = {name: np.asarray(value, getattr(env.params, name).dtype) for name, value in (changes or {}).items()}
+    return dataclasses.replace(env.params, **arrays)
+
+
+def _summary(settings: Settings, outcome: driver.Outcome, agent: str, hypers: Any) -> dict[str, Any]:
+    metrics = outcome.metrics
+    steps = int(metrics["environment_steps"][0, -1])
+    rows = metrics["episodes"].shape[1]
+    last = slice(rows - max(1, rows // 10), rows)
+    episodes = metrics["episodes"][:, last]
+    with np.errstate(invalid="ignore"):  # a seed without a finished episode has no return
+        returns = np.nansum(metrics["episode_return"][:, last] * episodes, axis=1) / episodes.sum(axis=1)
+    evaluation = None
+    if outcome.evaluation_returns.size:
+        final = outcome.evaluation_returns[:, -1]
+        evaluation = {"episodes": final.shape[1]} | scores.summary(final.mean(axis=1))
+    return {
+        "agent": agent,
+        "env": settings.env,
+        "seeds": settings.seeds,
+        "total_steps": steps,
+        "hypers": dataclasses.asdict(hypers),
+        "episode_return": scores.summary(returns),
+        "evaluation": evaluation,
+        "seconds": {"compile": outcome.compile_seconds, "run": outcome.run_seconds},
+        "steps_per_second": settings.seeds * steps / outcome.run_seconds,
+        "versions": results.versions(),
+    }
+
+
+def _report(summary: dict[str, Any], directory: Path) -> None:
+    def line(name: str, score: dict[str, Any]) -> str:
+        if score["iqm"] is None:
+            return f"{name}: none"
+        low, high = score["ci95"]
+        interval = "" if low is None else f", 95 % interval {low:.1f} to {high:.1f}"
+        return f"{name}: mean {score['mean']:.1f}, interquartile mean {score['iqm']:.1f}{interval}"
+
+    seconds = summary["seconds"]
+    print(line("training return, last tenth", summary["episode_return"]))
+    if summary["evaluation"]:
+        print(
+            line(
+                f"greedy return, {summary['evaluation']['episodes']} episodes a seed",
+                summary["evaluation"],
+            )
+        )
+    print(
+        f"{summary['steps_per_second']:,.0f} steps/s "
+        f"({seconds['compile']:.1f} s to compile, {seconds['run']:.1f} s to run)"
+    )
+    print(f"results in {directory}: summary.json, metrics.npz, settings.json, learning_curve.png")

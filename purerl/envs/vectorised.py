@@ -1,0 +1,204 @@
+"""The seam to gymnax: N copies of an environment that step together and start again by themselves."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnax.environments import spaces
+from gymnax.environments.environment import Environment
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from purerl.base import Box, Discrete, Spec, where
+
+
+@runtime_checkable
+class ResetFn(Protocol):
+    def __call__(self, key: Key[Array, ""], params: PyTree) -> tuple[PyTree, PyTree]:
+        """Return (observation [N, ...], state [N, ...]) of N new episodes."""
+        ...
+
+
+@runtime_checkable
+class StepFn(Protocol):
+    def __call__(
+        self, key: Key[Array, ""], state: PyTree, action: PyTree, params: PyTree
+    ) -> tuple[PyTree, PyTree, Float[Array, " N"], Bool[Array, " N"], Bool[Array, " N"], PyTree]:
+        """Step N environments and start those anew whose episode ended.
+
+        Returns (observation, state, reward, terminated, truncated, next_observation): `observation` and `state` are to
+        act on next (of the new episode where the old one ended); `next_observation` is the successor before that reset.
+        """
+        ...
+
+
+class Env(NamedTuple):
+    """N environments as two pure functions; `params` are gymnax's, as arrays, to be traced, swept and passed along."""
+
+    reset: ResetFn
+    step: StepFn
+    spec: Spec
+    params: Any
+    name: str
+
+
+def names() -> list[str]:
+    """Return the name of every environment that `make` knows: gymnax's own and what was registered with it."""
+    return list(gymnax.registered_envs)
+
+
+def make(env: str | Environment, num_envs: int, **kwargs: Any) -> Env:
+    """Return `num_envs` copies of an environment, by gymnax's name (with its constructor's `kwargs`) or as an object.
+
+    Raises ValueError for an unknown name (with the near misses) or a count below one, TypeError for another object.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs!r}; it takes a whole number of at least 1")
+    environment = _create(env, kwargs)
+    params = jax.tree.map(_as_array, environment.default_params)
+    types = _Types(environment, params)
+    auto_reset = _own_auto_reset if type(environment).step is Environment.step else _gymnax_auto_reset
+    reset, step = auto_reset(environment, num_envs, types)
+    spec = Spec(
+        observation=_space(environment.observation_space(environment.default_params), types.observation),
+        action=_space(environment.action_space(environment.default_params)),
+        num_envs=int(num_envs),
+    )
+    return Env(
+        reset=reset,
+        step=step,
+        spec=spec,
+        params=params,
+        name=env if isinstance(env, str) else env.name,
+    )
+
+
+def _create(env: str | Environment, kwargs: dict[str, Any]) -> Environment:
+    if isinstance(env, str):
+        if env not in names():
+            near = difflib.get_close_matches(env, names(), n=3, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(names())}"
+            raise ValueError(f"env is {env!r}, which gymnax does not know{hint}")
+        try:
+            return gymnax.make(env, **kwargs)[0]
+        except TypeError as error:
+            raise ValueError(f"{env} does not take {kwargs}: {error}") from error
+    if not isinstance(env, Environment):
+        raise TypeError(f"env is {env!r}; it takes the name of an environment or a gymnax Environment")
+    if kwargs:
+        raise ValueError(f"got {kwargs} beside an environment object; give them to its constructor")
+    return env
+
+
+def _as_array(leaf: Any) -> Array:
+    """Return a parameter as a strongly typed array (int32, float32 or bool), so that a new value is no new program."""
+    leaf = np.asarray(leaf)
+    kinds = {"f": np.float32, "i": np.int32, "u": np.int32}
+    return jnp.asarray(leaf, kinds.get(leaf.dtype.kind, leaf.dtype))
+
+
+class _Types:
+    """The dtypes that observation and state have after any number of steps.
+
+    Environments may start with other dtypes than they go on with (a Python int that becomes a weakly typed int32, a
+    count that becomes a float); a scan's carry, and a checkpoint, need them fixed from the start.
+    """
+
+    def __init__(self, environment: Environment, params: PyTree):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        space = environment.action_space(environment.default_params)
+        action = jax.eval_shape(space.sample, key)
+        first = jax.eval_shape(environment.reset_env, key, params)
+        self.observation, self.state = jax.tree.map(lambda leaf: leaf.dtype, first)
+        # Two rounds: what is promoted by one step may promote another leaf at the next.
+        for _ in range(2):
+            state = jax.tree.map(lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), first[1], self.state)
+            stepped = jax.eval_shape(environment.step_env, key, state, action, params)
+            self.observation, self.state = jax.tree.map(
+                lambda dtype, leaf: jnp.promote_types(dtype, leaf.dtype),
+                (self.observation, self.state),
+                stepped[:2],
+            )
+        self.action = action.dtype if isinstance(space, spaces.Box) else jnp.int32
+
+    def cast(self, observation: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """Return both with the fixed dtypes, strongly typed."""
+        fix = lambda leaf, dtype: jax.lax.convert_element_type(leaf, dtype)  # noqa: E731
+        return jax.tree.map(fix, observation, self.observation), jax.tree.map(fix, state, self.state)
+
+
+def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> tuple[ResetFn, StepFn]:
+    """Vectorise an environment whose episodes start anew the ordinary way.
+
+    gymnax computes a reset at every step. Here it is computed only in steps in which some episode ended: starts keep
+    their distribution and every episode its own key. (Under vmap the condition becomes a select, as in gymnax.)
+    """
+
+    def reset(key: Key[Array, ""], params: PyTree) -> tuple[PyTree, PyTree]:
+        def one(key):
+            return types.cast(*environment.reset_env(key, params))
+
+        return jax.vmap(one)(jax.random.split(key, num_envs))
+
+    def step(key: Key[Array, ""], state: PyTree, action: PyTree, params: PyTree):
+        step_key, reset_key = jax.random.split(key)
+
+        def one(key, state, action):
+            observation, state, reward, terminated, _ = environment.step_env(key, state, action, params)
+            truncated = environment.is_truncated(state, params)
+            return *types.cast(observation, state), *_signals(reward, terminated, truncated)
+
+        keys = jax.random.split(step_key, num_envs)
+        next_observation, state, reward, terminated, truncated = jax.vmap(one)(keys, state, action.astype(types.action))
+        ended = terminated | truncated
+        observation, state = jax.lax.cond(
+            jnp.any(ended),
+            lambda: where(ended, reset(reset_key, params), (next_observation, state)),
+            lambda: (next_observation, state),
+        )
+        return observation, state, reward, terminated, truncated, next_observation
+
+    return reset, step
+
+
+def _gymnax_auto_reset(environment: Environment, num_envs: int, types: _Types) -> tuple[ResetFn, StepFn]:
+    """Vectorise an environment that overrides gymnax's `step`, and so has its own way to start anew: use that."""
+
+    def reset(key: Key[Array, ""], params: PyTree) -> tuple[PyTree, PyTree]:
+        def one(key):
+            return types.cast(*environment.reset(key, params))
+
+        return jax.vmap(one)(jax.random.split(key, num_envs))
+
+    def step(key: Key[Array, ""], state: PyTree, action: PyTree, params: PyTree):
+        def one(key, state, action):
+            observation, state, reward, terminated, truncated, info = environment.step(key, state, action, params)
+            next_observation, state = types.cast(info["final_observation"], state)
+            observation, state = types.cast(observation, state)
+            return observation, state, *_signals(reward, terminated, truncated), next_observation
+
+        return jax.vmap(one)(jax.random.split(key, num_envs), state, action.astype(types.action))
+
+    return reset, step
+
+
+def _signals(reward: Array, terminated: Array, truncated: Array) -> tuple[Array, Array, Array]:
+    return (
+        jnp.asarray(reward, jnp.float32),
+        jnp.asarray(terminated, bool),
+        jnp.asarray(truncated, bool),
+    )
+
+
+def _space(space: Any, observed: Any = None) -> PyTree:
+    """Return purerl's description of a gymnax space; `observed` is the dtype really seen, which spaces misstate."""
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n))
+    if isinstance(space, spaces.Box):
+        low, high = np.asarray(space.low), np.asarray(space.high)
+        return Box(tuple(space.shape), np.dtype(observed or space.dtype), low, high)
+    raise ValueError(f"the space {space} is not supported; an observation or action is a Discrete or a Box space")

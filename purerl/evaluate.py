@@ -1,0 +1,71 @@
+"""How good a policy is: returns of whole episodes, acted greedily."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from purerl import rollout
+from purerl.base import Agent, cast_hypers, pytree_dataclass
+
+
+@pytree_dataclass
+class Evaluation:
+    """The first episode of each of E environments: every one counts once, the long ones as much as the short ones."""
+
+    episode_return: Any  # float32 [E]
+    episode_length: Any  # int32 [E]
+    finished: Any  # bool [E]: False where the step cap came first; return and length are those up to it
+
+
+def evaluate(
+    key: Key[Array, ""],
+    agent: Agent,
+    state: PyTree,
+    env: Any,
+    hypers: PyTree,
+    *,
+    max_steps: int,
+    env_params: PyTree = None,
+    greedy: bool = True,
+) -> Evaluation:
+    """Act one episode in each environment of `env`, at most `max_steps` steps, and stop as soon as all have ended.
+
+    It has its own key and its own environments, and leaves the run that it looks at as it is. Pure; to jit and vmap.
+    Raises ValueError for a cap below one.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}; an episode takes at least 1 step")
+    hypers = cast_hypers(hypers)
+    params = env.params if env_params is None else env_params
+    start_key, step_key = jax.random.split(key)
+    counted = env.spec.num_envs
+
+    def unfinished(carry: tuple[Array, rollout.Episodes, Evaluation]) -> Array:
+        step, _, evaluation = carry
+        return (step < max_steps) & ~jnp.all(evaluation.finished)
+
+    def advance(
+        carry: tuple[Array, rollout.Episodes, Evaluation],
+    ) -> tuple[Array, rollout.Episodes, Evaluation]:
+        step, episodes, evaluation = carry
+        keys = rollout.step_keys(jax.random.fold_in(step_key, step), 1)
+        episodes, experience, totals = rollout.unroll(keys, agent, state, env, params, episodes, hypers, greedy=greedy)
+        ended = (experience.steps.terminated | experience.steps.truncated)[0]
+        evaluation = Evaluation(
+            episode_return=jnp.where(evaluation.finished, evaluation.episode_return, totals.episode_return[0]),
+            episode_length=jnp.where(evaluation.finished, evaluation.episode_length, totals.episode_length[0]),
+            finished=evaluation.finished | ended,
+        )
+        return step + 1, episodes, evaluation
+
+    nothing = Evaluation(
+        episode_return=jnp.zeros(counted, jnp.float32),
+        episode_length=jnp.zeros(counted, jnp.int32),
+        finished=jnp.zeros(counted, bool),
+    )
+    episodes = rollout.start(start_key, agent, env, params)
+    return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), episodes, nothing))[2]

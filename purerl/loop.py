@@ -1,0 +1,181 @@
+"""The one loop: an agent and environments, advanced by iterations of acting and learning; pure, to jit and vmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from purerl import rollout
+from purerl.base import Agent, cast_hypers, pytree_dataclass
+
+# Keys are drawn at once for as many iterations as make about this many steps: drawn so, a key costs a few nanoseconds.
+_STEPS_PER_BLOCK = 1024
+
+
+@pytree_dataclass
+class Run:
+    """A run, whole: to continue it, nothing else is needed."""
+
+    key: Any  # the run's key, constant: iteration i draws from fold_in(key, i)
+    iteration: Any  # int32: iterations done
+    agent: PyTree  # the agent's state
+    episodes: rollout.Episodes  # the N episodes under way
+    table: PyTree  # EpisodeTable, or () if none was asked for
+
+
+@pytree_dataclass
+class EpisodeTable:
+    """The first E episodes to be completed, in order of time and then of environments; later ones are not kept."""
+
+    episode_return: Any  # float32 [E], NaN where none was completed yet
+    episode_length: Any  # int32 [E]
+    count: Any  # int32: episodes completed so far, kept or not
+
+
+def begin(
+    key: Key[Array, ""],
+    agent: Agent,
+    env: Any,
+    hypers: PyTree,
+    *,
+    env_params: PyTree = None,
+    episode_table: int = 0,
+) -> Run:
+    """Return a run before its first iteration; `episode_table` asks for a record of that many single episodes.
+
+    Raises ValueError for a leaf of `hypers` that is not a single number.
+    """
+    hypers = cast_hypers(hypers)
+    run_key, init_key, env_key = jax.random.split(key, 3)
+    table = ()
+    if episode_table:
+        table = EpisodeTable(
+            episode_return=jnp.full(episode_table, jnp.nan, jnp.float32),
+            episode_length=jnp.zeros(episode_table, jnp.int32),
+            count=jnp.int32(0),
+        )
+    return Run(
+        key=run_key,
+        iteration=jnp.int32(0),
+        agent=agent.init(init_key, hypers),
+        episodes=rollout.start(env_key, agent, env, _params(env, env_params)),
+        table=table,
+    )
+
+
+def advance(
+    run: Run,
+    agent: Agent,
+    env: Any,
+    hypers: PyTree,
+    *,
+    iterations: int,
+    length: int = 1,
+    rows: int = 1,
+    env_params: PyTree = None,
+) -> tuple[Run, dict[str, Float[Array, " rows"]]]:
+    """Continue a run by `iterations` of acting `length` steps and learning once.
+
+    Metrics are reduced to `rows` rows of equally many iterations: the agent's as means; and of the episodes that
+    ended in it `episodes` (how many), `episode_return` and `episode_length` (sums). Neither `rows` nor how iterations are spread
+    over calls changes the run. Raises ValueError for counts below one and rows that do not divide the iterations.
+    """
+    for name, count in {"iterations": iterations, "length": length, "rows": rows}.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; it takes a whole number of at least 1")
+    if iterations % rows:
+        raise ValueError(f"rows is {rows}, which does not divide the {iterations} iterations")
+    hypers = cast_hypers(hypers)
+    params = _params(env, env_params)
+    row = iterations // rows
+    block = min(row, max(1, _STEPS_PER_BLOCK // length))
+
+    def draw(key):
+        act_key, update_key = jax.random.split(key)
+        return rollout.step_keys(act_key, length), update_key
+
+    def iterate(run, keys):
+        step_keys, update_key = keys
+        episodes, experience, totals = rollout.unroll(step_keys, agent, run.agent, env, params, run.episodes, hypers)
+        state, metrics = agent.update(update_key, run.agent, experience, hypers)
+        ended = experience.steps.terminated | experience.steps.truncated
+        table = _record(run.table, ended, totals) if run.table != () else ()
+        run = Run(key=run.key, iteration=run.iteration + 1, agent=state, episodes=episodes, table=table)
+        return run, (metrics, _finished(ended, totals))
+
+    def one_block(carry, done):
+        run, sums = carry
+        numbers = run.iteration + jnp.arange(block)
+        keys = jax.vmap(draw)(jax.vmap(jax.random.fold_in, (None, 0))(run.key, numbers))
+
+        def one_iteration(number, carry):
+            run, sums = carry
+            run, terms = iterate(run, jax.tree.map(lambda keys: keys[number], keys))
+            return run, jax.tree.map(jnp.add, sums, terms)
+
+        # Each block is summed by itself first: over millions of terms a single float32 sum would drift.
+        run, block_sums = jax.lax.fori_loop(0, jnp.minimum(block, row - done), one_iteration, (run, zeros))
+        return (run, jax.tree.map(jnp.add, sums, block_sums)), None
+
+    def one_row(run, _):
+        (run, (metrics, finished)), _ = jax.lax.scan(one_block, (run, zeros), jnp.arange(0, row, block))
+        means = {name: jnp.float32(total / row) for name, total in metrics.items()}
+        return run, means | {name: jnp.float32(total) for name, total in finished.items()}
+
+    keys = jax.eval_shape(draw, run.key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(iterate, run, keys)[1])
+    return jax.lax.scan(one_row, run, length=rows)
+
+
+def train(
+    key: Key[Array, ""],
+    agent: Agent,
+    env: Any,
+    hypers: PyTree,
+    *,
+    iterations: int,
+    length: int = 1,
+    rows: int = 1,
+    env_params: PyTree = None,
+    episode_table: int = 0,
+) -> tuple[Run, dict[str, Float[Array, " rows"]]]:
+    """Begin a run and advance it: all of training as one pure function of a key and the hypers."""
+    run = begin(key, agent, env, hypers, env_params=env_params, episode_table=episode_table)
+    return advance(
+        run,
+        agent,
+        env,
+        hypers,
+        iterations=iterations,
+        length=length,
+        rows=rows,
+        env_params=env_params,
+    )
+
+
+def _params(env: Any, env_params: PyTree) -> PyTree:
+    return env.params if env_params is None else env_params
+
+
+def _finished(ended: Array, totals: rollout.Totals) -> dict[str, Array]:
+    """Return the sums over the episodes that ended: [T, N] -> scalars."""
+    return {
+        "episodes": jnp.sum(ended, dtype=jnp.int32),
+        "episode_return": jnp.sum(jnp.where(ended, totals.episode_return, 0.0)),
+        "episode_length": jnp.sum(jnp.where(ended, totals.episode_length, 0)),
+    }
+
+
+def _record(table: EpisodeTable, ended: Array, totals: rollout.Totals) -> EpisodeTable:
+    """Write the episodes that ended in a rollout [T, N] to the next free rows; those past the last row are dropped."""
+    ended = ended.reshape(-1)
+    order = table.count + jnp.cumsum(ended) - 1
+    row = jnp.where(ended, order, table.episode_return.size)
+    return EpisodeTable(
+        episode_return=table.episode_return.at[row].set(totals.episode_return.reshape(-1), mode="drop"),
+        episode_length=table.episode_length.at[row].set(totals.episode_length.reshape(-1), mode="drop"),
+        count=table.count + jnp.sum(ended, dtype=jnp.int32),
+    )

@@ -1,0 +1,153 @@
+"""Pictures of results; matplotlib is imported late, being slow, and its global state left alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from purerl import scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LINE, POINTS, TEXT, GRID = "#2b6cb0", "#c05621", "#2d3748", "#e2e8f0"
+MOST_LINES = 10  # more seeds than this would hide the mean
+
+
+def learning_curve(
+    path: str | os.PathLike[str],
+    steps: ArrayLike,
+    returns: ArrayLike,
+    *,
+    title: str,
+    ylabel: str = "episode return",
+    evaluation: tuple[ArrayLike, ArrayLike] | None = None,
+) -> Path:
+    """Saves a PNG of returns [seeds, rows] over environment steps [rows], and returns its path.
+
+    The line is the mean over seeds and the band its 95 % bootstrap interval; up to ten seeds
+    are drawn thin. NaN (a row in which no episode of a seed ended) is left out, row by row.
+    `evaluation` is (steps [points], values [seeds, points]), drawn as markers with 95 %
+    intervals. Folders are made. Raises ValueError where shapes do not fit.
+    """
+    figure = _figure(steps, returns, title=title, ylabel=ylabel, evaluation=evaluation)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, format="png", dpi=150)
+    return target
+
+
+def _figure(
+    steps: ArrayLike,
+    returns: ArrayLike,
+    *,
+    title: str,
+    ylabel: str,
+    evaluation: tuple[ArrayLike, ArrayLike] | None,
+) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    curve = _checked("returns", "rows", steps, returns)
+    points = None if evaluation is None else _checked("evaluation", "points", *evaluation)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
+    figure = Figure(figsize=(7.0, 4.2), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_returns(axes, *curve)
+    if points is not None:
+        _draw_evaluation(axes, *points)
+    last = max(curve[0].max(initial=1.0), 0.0 if points is None else points[0].max(initial=0.0))
+    _style(axes, title, ylabel, (-0.015 * last, 1.03 * last))
+    return figure
+
+
+def _draw_returns(axes: Axes, steps: np.ndarray, returns: np.ndarray) -> None:
+    seeds = returns.shape[0]
+    if 1 < seeds <= MOST_LINES:
+        for index, row in enumerate(returns):
+            seen = np.isfinite(row)
+            label = "each seed" if index == 0 else None
+            axes.plot(steps[seen], row[seen], color=LINE, alpha=0.3, linewidth=0.7, label=label)
+    mean, low, high = _mean_and_interval(returns)
+    seen = np.isfinite(mean)
+    # Rows without an episode are bridged: where episodes are long, a line broken at every NaN would
+    # show nothing.
+    label = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+    marker = "o" if seen.sum() == 1 else None
+    style = {"color": LINE, "linewidth": 2.0, "zorder": 3}
+    axes.plot(steps[seen], mean[seen], label=label, marker=marker, **style)
+    known = np.isfinite(low)
+    if known.any():
+        label = "95 % bootstrap interval of the mean"
+        axes.fill_between(steps[known], low[known], high[known], color=LINE, alpha=0.2, linewidth=0, label=label)
+
+
+def _draw_evaluation(axes: Axes, steps: np.ndarray, values: np.ndarray) -> None:
+    mean, low, high = _mean_and_interval(values)
+    seen = np.isfinite(mean)
+    errors = np.nan_to_num(np.stack([mean - low, high - mean]))[:, seen]
+    several = bool(np.isfinite(low).any())
+    axes.errorbar(
+        steps[seen],
+        mean[seen],
+        yerr=errors if several else None,
+        fmt="o",
+        color=POINTS,
+        markersize=5.5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        elinewidth=1.3,
+        capsize=2.5,
+        label="evaluation, mean and 95 % interval" if several else "evaluation",
+        zorder=4,
+    )
+
+
+def _style(axes: Axes, title: str, ylabel: str, limits: tuple[float, float]) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=TEXT, pad=10)
+    axes.set_xlabel("environment steps", color=TEXT)
+    axes.set_ylabel(ylabel, color=TEXT)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(*limits)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#a0aec0")
+    axes.tick_params(color="#a0aec0", labelcolor=TEXT)
+    # Below the axes, where it can cover nothing.
+    legend = axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+        text.set_color(TEXT)
+        if text.get_text() == "each seed" and handle is not None:
+            handle.set_alpha(0.6)
+
+
+def _mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # [seeds, rows] -> three of [rows]; NaN where no seed (mean) or only one (interval) has a value.
+    mean, low, high = (np.full(values.shape[1], np.nan) for _ in range(3))
+    for row, column in enumerate(values.T):
+        kept = column[np.isfinite(column)]
+        if kept.size:
+            mean[row] = kept.mean()
+        if kept.size > 1:
+            low[row], high[row] = scores.bootstrap_interval(kept, np.mean, resamples=1000)
+    return mean, low, high
+
+
+def _checked(name: str, axis: str, steps: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or y.ndim != 2 or y.shape[0] == 0 or y.shape[1] != x.size:
+        raise ValueError(
+            f"{name} has shape {y.shape} over steps of shape {x.shape}; it takes [seeds, {axis}] over [{axis}]."
+        )
+    return x, y

@@ -1,0 +1,208 @@
+"""Experience replay: a buffer of the last transitions, and the wrapper that lets any agent learn from samples of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, PyTree
+
+from purerl.base import Agent, Rollout, Spec, Transition, pytree_dataclass, zeros
+
+
+class Replay(NamedTuple):
+    """A buffer as three pure functions."""
+
+    init: InitFn
+    add: AddFn
+    sample: SampleFn
+
+
+@runtime_checkable
+class InitFn(Protocol):
+    def __call__(self) -> PyTree:
+        """Return the empty buffer."""
+        ...
+
+
+@runtime_checkable
+class AddFn(Protocol):
+    def __call__(self, buffer: PyTree, rollout: Rollout) -> PyTree:
+        """Return the buffer with a rollout [T, N] added, over the oldest transitions when it is full."""
+        ...
+
+
+@runtime_checkable
+class SampleFn(Protocol):
+    def __call__(self, key: Key[Array, ""], buffer: PyTree, batch_size: int) -> tuple[Rollout, Array]:
+        """Return `batch_size` sequences drawn uniformly, with replacement, as a rollout [length, batch_size], and
+        whether the buffer holds a sequence at all (bool; if it does not, the rollout means nothing).
+        """
+        ...
+
+
+@pytree_dataclass
+class Buffer:
+    """One ring of observations and one of steps per environment.
+
+    Successive observations are stored once: a step's next observation is the entry after its observation. Only where an
+    episode ended does the ring hold one entry more, the episode's last observation, which belongs to no step.
+    """
+
+    observation: PyTree  # [C * N, ...]: entry e of environment n at (e % C) * N + n
+    action: PyTree  # [C * N, ...]: step i of environment n at (i % C) * N + n, as the three below
+    reward: Any  # float32
+    terminated: Any  # bool
+    truncated: Any  # bool
+    entry: Any  # int32: the entry of the step's observation
+    steps: Any  # int32 [N]: steps added so far
+    oldest: Any  # int32 [N]: the oldest step whose observations are still there
+    entries: Any  # int32 [N]: entries written so far, the observation to come not counted
+
+
+def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
+    """Return a buffer that samples sequences of `length` consecutive steps of one environment, all equally likely.
+
+    `capacity` counts observations, over all environments, in the dtype in which they arrive; an episode's end takes one
+    more than its steps. Adding and sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that
+    `num_envs` does not divide, or too small to hold a sequence.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; a sampled sequence takes at least 1 step")
+    if capacity % spec.num_envs:
+        raise ValueError(f"capacity is {capacity}, which the {spec.num_envs} environments (num_envs) do not divide")
+    if capacity // spec.num_envs < 2 * length + 1:
+        raise ValueError(
+            f"capacity is {capacity}, that is {capacity // spec.num_envs} observations per environment; sequences of "
+            f"length {length} take at least {2 * length + 1}"
+        )
+    num_envs, ring = spec.num_envs, capacity // spec.num_envs
+    environments = jnp.arange(num_envs)
+
+    def place(index: Int[Array, "*batch"], environment: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
+        return index % ring * num_envs + environment
+
+    def init() -> Buffer:
+        def each(dtype):
+            return jnp.zeros(capacity, dtype)
+
+        count = jnp.zeros(num_envs, jnp.int32)
+        return Buffer(
+            observation=zeros(spec.observation, (capacity,)),
+            action=zeros(spec.action, (capacity,)),
+            reward=each(jnp.float32),
+            terminated=each(bool),
+            truncated=each(bool),
+            entry=each(jnp.int32),
+            steps=count,
+            oldest=count,
+            entries=count,
+        )
+
+    def add_step(buffer: Buffer, step: Transition) -> tuple[Buffer, None]:
+        here, there = place(buffer.steps, environments), place(buffer.entries, environments)
+        following = place(buffer.entries + 1, environments)
+
+        def write(into: PyTree, what: PyTree, where: Array) -> PyTree:
+            return jax.tree.map(
+                lambda into, what: into.at[where].set(what, unique_indices=True, mode="promise_in_bounds"),
+                into,
+                what,
+            )
+
+        entries = buffer.entries + 1 + (step.terminated | step.truncated)
+        steps = buffer.steps + 1
+        # The entry after the last step's is written too: at most two older entries are lost, and so two older steps.
+        oldest = buffer.oldest
+        entry = write(buffer.entry, buffer.entries, here)
+        for _ in range(2):
+            lost = (oldest < steps) & (entry[place(oldest, environments)] <= entries - ring)
+            oldest = oldest + lost
+        observation = write(buffer.observation, step.observation, there)
+        return Buffer(
+            observation=write(observation, step.next_observation, following),
+            action=write(buffer.action, step.action, here),
+            reward=write(buffer.reward, step.reward, here),
+            terminated=write(buffer.terminated, step.terminated, here),
+            truncated=write(buffer.truncated, step.truncated, here),
+            entry=entry,
+            steps=steps,
+            oldest=oldest,
+            entries=entries,
+        ), None
+
+    def add(buffer: Buffer, rollout: Rollout) -> Buffer:
+        return jax.lax.scan(add_step, buffer, rollout.steps)[0]
+
+    def sample(key: Key[Array, ""], buffer: Buffer, batch_size: int) -> tuple[Rollout, Array]:
+        starts = jnp.maximum(
+            buffer.steps - buffer.oldest - (length - 1), 0
+        )  # sequences that can begin, per environment
+        ends = jnp.cumsum(starts)
+        drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1))
+        environment = jnp.searchsorted(ends, drawn, side="right", method="compare_all")
+        first = buffer.oldest[environment] + drawn - (ends - starts)[environment]
+        here = place(first + jnp.arange(length)[:, None], environment)  # [length, batch]
+        entry = buffer.entry[here]
+
+        def read(what: PyTree, where: Array) -> PyTree:
+            return jax.tree.map(lambda leaf: leaf[where], what)
+
+        steps = Transition(
+            observation=read(buffer.observation, place(entry, environment)),
+            action=read(buffer.action, here),
+            reward=buffer.reward[here],
+            terminated=buffer.terminated[here],
+            truncated=buffer.truncated[here],
+            next_observation=read(buffer.observation, place(entry + 1, environment)),
+        )
+        return Rollout(steps=steps, memory=()), ends[-1] > 0
+
+    return Replay(init=init, add=add, sample=sample)
+
+
+@pytree_dataclass
+class ReplayState:
+    """A learner and the buffer that it learns from."""
+
+    learner: PyTree
+    buffer: PyTree
+
+
+def with_replay(agent: Agent, replay: Replay, *, batch_size: int, updates: int = 1) -> Agent:
+    """Return `agent` learning, whenever a rollout arrives, `updates` times from `batch_size` samples of `replay`.
+
+    With `updates=0` it only collects: advance a run with that agent first to fill the buffer. The state is the same.
+    Until the buffer holds a whole sequence nothing is learned. ValueError for a batch below 1 or updates below 0.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it takes at least 1")
+    if updates < 0:
+        raise ValueError(f"updates is {updates}; it takes 0 (collect only) or more")
+
+    def init(key, hypers):
+        return ReplayState(learner=agent.init(key, hypers), buffer=replay.init())
+
+    def act(key, state, memory, observation, hypers, *, greedy=False):
+        return agent.act(key, state.learner, memory, observation, hypers, greedy=greedy)
+
+    def learn(learner, key, buffer, hypers):
+        sample_key, update_key = jax.random.split(key)
+        rollout, ready = replay.sample(sample_key, buffer, batch_size)
+        learned, metrics = agent.update(update_key, learner, rollout, hypers)
+        select = lambda new, old: jnp.where(ready, new, old)  # noqa: E731
+        return jax.tree.map(select, learned, learner), jax.tree.map(lambda leaf: jnp.where(ready, leaf, 0.0), metrics)
+
+    def update(key, state, rollout, hypers):
+        buffer = replay.add(state.buffer, rollout)
+        keys = jax.random.split(key, max(updates, 1))
+        if updates == 0:
+            # The same metrics as when learning, so that collecting and learning runs fit together.
+            _, metrics = jax.eval_shape(learn, state.learner, keys[0], buffer, hypers)
+            metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+            return ReplayState(learner=state.learner, buffer=buffer), metrics
+        learner, metrics = jax.lax.scan(lambda learner, key: learn(learner, key, buffer, hypers), state.learner, keys)
+        return ReplayState(learner=learner, buffer=buffer), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
+
+    return Agent(init=init, start=agent.start, act=act, update=update)

@@ -1,0 +1,107 @@
+"""What every test runs under: shapes checked, a cold compile cache, two tiers (slow_tier.py)."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+# Test modules import helpers that lie beside this file, and importlib mode leaves sys.path alone.
+sys.path.append(str(Path(__file__).parent))
+
+import slow_tier
+
+# Compile times and hangs must show: no test profits from an earlier run's cache unless the user
+# names one. Through the environment, so that scripts which tests start inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+# Functions imported after this check every annotated shape and type when called.
+if any(name.partition(".")[0] == "purerl" for name in sys.modules):
+    raise RuntimeError("purerl was imported before tests/conftest.py could install the shape checks")
+jaxtyping.install_import_hook("purerl", "beartype.beartype")
+
+_FIGURE = pytest.StashKey[str]()
+_STARTED = pytest.StashKey[float]()
+_SOURCE = pytest.StashKey[str]()
+_COMMIT = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("slow tier")
+    group.addoption("--slow", action="store_true", help="run the tests marked slow, and only those")
+    group.addoption("--fresh", action="store_true", help="with --slow: measure all of them again")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tier = bool(config.getoption("slow"))
+    others = [item for item in items if _is_slow(item) != tier]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _is_slow(item) == tier]
+    if not tier:
+        return
+    # Taken now, not at each test's end: what is measured is the code as imported, edited since or
+    # not.
+    config.stash[_COMMIT] = slow_tier.commit(slow_tier.ROOT)
+    rows = slow_tier.read(slow_tier.RESULTS)
+    sources = {path: slow_tier.source(slow_tier.ROOT, path) for path in {item.path for item in items}}
+    for item in items:
+        item.stash[_SOURCE] = sources[item.path]
+        row = rows.get(item.nodeid)
+        if row and row.source == item.stash[_SOURCE] and not config.getoption("fresh"):
+            reason = f"already measured on {row.date} at {row.commit}: {row.figure}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(slow_tier.TIMEOUT))
+
+
+@pytest.fixture
+def slow_result(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Give a slow test the function that takes, once, its figure: what it found, with numbers."""
+
+    def take(figure: str) -> None:
+        if _FIGURE in request.node.stash:
+            raise ValueError(f"slow_result takes one figure, and already has {request.node.stash[_FIGURE]!r}")
+        request.node.stash[_FIGURE] = figure
+
+    return take
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    item.stash[_STARTED] = time.perf_counter()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    if not _is_slow(item):
+        return (yield)
+    try:
+        result = yield
+    except (Exception, pytest.fail.Exception):
+        slow_tier.retract(slow_tier.RESULTS, item.nodeid, item.stash[_SOURCE])
+        raise
+    if _FIGURE not in item.stash:
+        pytest.fail(
+            "a slow test must call slow_result(figure) once, so that what it found is kept",
+            pytrace=False,
+        )
+    row = slow_tier.Row(
+        test=item.nodeid,
+        figure=item.stash[_FIGURE],
+        seconds=round(time.perf_counter() - item.stash[_STARTED], 1),
+        commit=item.config.stash[_COMMIT],
+        date=slow_tier.today(),
+        source=item.stash[_SOURCE],
+    )
+    slow_tier.record(slow_tier.RESULTS, row)
+    return result
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
