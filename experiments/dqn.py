@@ -28,6 +28,10 @@ class Settings(cli.Settings):
 
 def phases(settings: Settings, spec: Spec) -> list[Phase]:
     """Return the two phases of a run: fill the buffer, then learn."""
+    if not 0 < settings.learning_starts < settings.total_steps:
+        raise ValueError(
+            f"learning_starts is {settings.learning_starts}; it takes 1 to total_steps - 1 = {settings.total_steps - 1}"
+        )
     learner = dqn.dqn(spec, networks.action_values(spec, settings.hidden), double=settings.double)
     buffer = replay.uniform(spec, settings.capacity)
 

@@ -122,7 +122,7 @@ def run(
         f"{agent} on {settings.env}, {settings.seeds} seed(s) of {total} steps -> {directory}",
         flush=True,
     )
-    with Progress(total, description=f"{agent} {settings.env}") as progress:
+    with Progress(total * settings.seeds, description=f"{agent} {settings.env}") as progress:
         outcome = driver.drive(
             driver.seed_keys(settings.seed, settings.seeds),
             plan,

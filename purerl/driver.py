@@ -179,5 +179,5 @@ class _History:
             self.evaluations.append((steps, np.asarray(verdict)))
             judged = float(np.mean(self.evaluations[-1][1]))
         if self.progress:
-            self.progress.update(steps, episode_return=shown, evaluation=judged)
+            self.progress.update(steps * self.seeds, episode_return=shown, evaluation=judged)
         return shown if judged is None and not self.evaluations else judged

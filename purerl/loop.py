@@ -80,8 +80,8 @@ def advance(
     """Continue a run by `iterations` of acting `length` steps and learning once.
 
     Metrics are reduced to `rows` rows of equally many iterations: the agent's as means; and of the episodes that
-    ended in it `episodes` (how many), `episode_return` and `episode_length` (sums). Neither `rows` nor how iterations are spread
-    over calls changes the run. Raises ValueError for counts below one and rows that do not divide the iterations.
+    ended in it `episodes` (how many), `episode_return` and `episode_length` (sums). Neither `rows` nor how iterations
+    are spread over calls changes the run. Raises ValueError for counts below one and rows that do not divide the iterations.
     """
     for name, count in {"iterations": iterations, "length": length, "rows": rows}.items():
         if count < 1:
@@ -91,7 +91,7 @@ def advance(
     hypers = cast_hypers(hypers)
     params = _params(env, env_params)
     row = iterations // rows
-    block = min(row, max(1, _STEPS_PER_BLOCK // length))
+    block = _block(row, at_most=max(1, _STEPS_PER_BLOCK // length))
 
     def draw(key):
         act_key, update_key = jax.random.split(key)
@@ -106,22 +106,23 @@ def advance(
         run = Run(key=run.key, iteration=run.iteration + 1, agent=state, episodes=episodes, table=table)
         return run, (metrics, _finished(ended, totals))
 
-    def one_block(carry, done):
+    def one_iteration(carry, keys):
         run, sums = carry
-        numbers = run.iteration + jnp.arange(block)
+        run, terms = iterate(run, keys)
+        return (run, jax.tree.map(jnp.add, sums, terms)), None
+
+    def one_block(carry, size):
+        run, sums = carry
+        numbers = run.iteration + jnp.arange(size)
         keys = jax.vmap(draw)(jax.vmap(jax.random.fold_in, (None, 0))(run.key, numbers))
-
-        def one_iteration(number, carry):
-            run, sums = carry
-            run, terms = iterate(run, jax.tree.map(lambda keys: keys[number], keys))
-            return run, jax.tree.map(jnp.add, sums, terms)
-
         # Each block is summed by itself first: over millions of terms a single float32 sum would drift.
-        run, block_sums = jax.lax.fori_loop(0, jnp.minimum(block, row - done), one_iteration, (run, zeros))
-        return (run, jax.tree.map(jnp.add, sums, block_sums)), None
+        (run, block_sums), _ = jax.lax.scan(one_iteration, (run, zeros), keys)
+        return run, jax.tree.map(jnp.add, sums, block_sums)
 
     def one_row(run, _):
-        (run, (metrics, finished)), _ = jax.lax.scan(one_block, (run, zeros), jnp.arange(0, row, block))
+        carry = run, zeros
+        carry, _ = jax.lax.scan(lambda carry, _: (one_block(carry, block), None), carry, length=row // block)
+        run, (metrics, finished) = one_block(carry, row % block) if row % block else carry
         means = {name: jnp.float32(total / row) for name, total in metrics.items()}
         return run, means | {name: jnp.float32(total) for name, total in finished.items()}
 
@@ -158,6 +159,12 @@ def train(
 
 def _params(env: Any, env_params: PyTree) -> PyTree:
     return env.params if env_params is None else env_params
+
+
+def _block(row: int, *, at_most: int) -> int:
+    """Return a size for blocks of a row, one that leaves no rest (which would be compiled by itself) if it can be."""
+    divisor = max(size for size in range(1, at_most + 1) if row % size == 0)
+    return divisor if divisor >= min(row, at_most // 4) else at_most
 
 
 def _finished(ended: Array, totals: rollout.Totals) -> dict[str, Array]:

@@ -43,11 +43,10 @@ def double_q_learning_target(
 def sarsa_target(
     reward: Float[Array, "*batch"],
     bootstrap: Float[Array, "*batch"],
-    next_values: Float[Array, "*batch A"],
-    next_action: Int[Array, "*batch"],
+    next_value: Float[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
     """Return r + b Q(s', a'), a' being the action executed in s' (Rummery & Niranjan 1994; S&B 6.7)."""
-    return reward + bootstrap * select(next_values, next_action)
+    return reward + bootstrap * next_value
 
 
 def expected_sarsa_target(

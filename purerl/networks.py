@@ -26,7 +26,8 @@ def encode(space: PyTree, observation: PyTree) -> Float[Array, "*batch features"
         batch = value.shape[: value.ndim - len(leaf.shape)]
         return jnp.asarray(value, jnp.float32).reshape(*batch, math.prod(leaf.shape))
 
-    parts = jax.tree.leaves(jax.tree.map(one, space, observation))
+    # Leaf by leaf: flax makes the dicts in a module's attributes frozen ones, which are other pytree nodes.
+    parts = [one(*pair) for pair in zip(jax.tree.leaves(space), jax.tree.leaves(observation), strict=True)]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 

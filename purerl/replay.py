@@ -80,7 +80,7 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
     num_envs, ring = spec.num_envs, capacity // spec.num_envs
     environments = jnp.arange(num_envs)
 
-    def place(index: Int[Array, "*batch"], environment: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
+    def place(index: Int[Array, "*length batch"], environment: Int[Array, " batch"]) -> Int[Array, "*length batch"]:
         return index % ring * num_envs + environment
 
     def init() -> Buffer:
@@ -136,9 +136,8 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
         return jax.lax.scan(add_step, buffer, rollout.steps)[0]
 
     def sample(key: Key[Array, ""], buffer: Buffer, batch_size: int) -> tuple[Rollout, Array]:
-        starts = jnp.maximum(
-            buffer.steps - buffer.oldest - (length - 1), 0
-        )  # sequences that can begin, per environment
+        # How many sequences can begin in each environment.
+        starts = jnp.maximum(buffer.steps - buffer.oldest - (length - 1), 0)
         ends = jnp.cumsum(starts)
         drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1))
         environment = jnp.searchsorted(ends, drawn, side="right", method="compare_all")

@@ -49,8 +49,9 @@ def q_learning(spec: Spec) -> Agent:
     def learn(values, step, hypers):
         bootstrap = losses.bootstrap(hypers.discount, step.terminated)
         target = losses.q_learning_target(step.reward, bootstrap, values[step.next_observation])
-        error = target - values[step.observation, step.action]
-        return values.at[step.observation, step.action].add(hypers.learning_rate * error), error
+        value = values[step.observation, step.action]
+        error = target - value
+        return values.at[step.observation, step.action].set(value + hypers.learning_rate * error), error
 
     def update(key, state, rollout, hypers):
         steps = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rollout.steps)

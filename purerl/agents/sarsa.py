@@ -65,8 +65,7 @@ def sarsa(spec: Spec) -> Agent:
     def learn(values, transition, hypers):
         """Learn, in one environment, from the transition that waited, and from the new one if the episode ended."""
         waiting, step = transition
-        next_values = values[step.observation]
-        target = losses.sarsa_target(waiting.reward, hypers.discount, next_values, step.action)
+        target = losses.sarsa_target(waiting.reward, hypers.discount, values[step.observation, step.action])
         values, waited_error = move(values, waiting, target, waiting.open, hypers)
 
         ended = step.terminated | step.truncated
@@ -81,8 +80,9 @@ def sarsa(spec: Spec) -> Agent:
 
     def move(values, step, target, where, hypers):
         """Move Q(s, a) towards the target, `where` it holds."""
-        error = jnp.where(where, target - values[step.observation, step.action], 0.0)
-        return values.at[step.observation, step.action].add(hypers.learning_rate * error), error
+        value = values[step.observation, step.action]
+        error = jnp.where(where, target - value, 0.0)
+        return values.at[step.observation, step.action].set(value + hypers.learning_rate * error), error
 
     def update(key, state, rollout, hypers):
         def at_time(state, step):

@@ -1,0 +1,185 @@
+"""What every agent must do, whatever it learns: the contract of purerl/base.py, run over all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contract_cases import CASES
+from probes import Ends
+
+from purerl import envs, loop, rollout
+from purerl.base import cast_hypers
+
+NUM_ENVS, LENGTH = 3, 2
+
+over_agents = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@pytest.fixture(scope="module")
+def setups():
+    """Agents and environments, made once: an environment made anew is a new program."""
+    made = {}
+
+    def setup(case):
+        if case.name not in made:
+            env = envs.make(case.env, NUM_ENVS)
+            made[case.name] = env, case.make(env.spec)
+        return made[case.name]
+
+    return setup
+
+
+def train(setup, key, hypers, *, iterations=40, rows=1):
+    env, agent = setup
+    return loop.train(key, agent, env, hypers, iterations=iterations, length=LENGTH, rows=rows)
+
+
+def collect(setup, key, run, hypers):
+    env, agent = setup
+    return rollout.unroll(
+        rollout.step_keys(key, LENGTH), agent, run.agent, env, env.params, run.episodes, cast_hypers(hypers)
+    )
+
+
+def equal(one, other):
+    """Whether two pytrees are the same bits."""
+    leaves = [[raw(leaf) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(*leaves, strict=True))
+
+
+def raw(leaf):
+    return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
+
+
+@over_agents
+def test_new_numbers_are_no_new_program(case, setups):
+    chex.clear_trace_counter()  # it counts by name
+    env, agent = setups(case)
+    hypers = cast_hypers(case.hypers)
+    run = loop.begin(jax.random.key(0), agent, env, hypers)
+    act = jax.jit(chex.assert_max_traces(agent.act, n=1))
+    update = jax.jit(chex.assert_max_traces(agent.update, n=1))
+    state = run.agent
+    _, experience, _ = collect((env, agent), jax.random.key(1), run, hypers)
+    for number in range(3):
+        changed = jax.tree.map(lambda leaf: leaf * (1 + 0.01 * number), hypers)  # noqa: B023
+        key = jax.random.key(number)
+        act(key, state, run.episodes.memory, run.episodes.observation, changed)
+        state, _ = update(key, state, experience, changed)
+
+
+@over_agents
+def test_state_keeps_its_tree_shapes_and_dtypes(case, setups):
+    env, agent = setups(case)
+    hypers = cast_hypers(case.hypers)
+
+    def types(tree):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
+
+    begun = jax.eval_shape(lambda key: loop.begin(key, agent, env, hypers), jax.random.key(0))
+    advanced, metrics = jax.eval_shape(
+        lambda run: loop.advance(run, agent, env, hypers, iterations=2, length=LENGTH), begun
+    )
+    assert types(begun) == types(advanced)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(metrics))
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(begun) if hasattr(leaf, "weak_type"))
+
+
+@over_agents
+def test_one_seed_repeats_bit_for_bit_and_two_differ_in_parameters_and_actions(case, setups):
+    setup = setups(case)
+    hypers = cast_hypers(case.hypers)
+    program = jax.jit(lambda key, hypers: train(setup, key, hypers))
+    once, again, other = (program(jax.random.key(seed), hypers)[0] for seed in (0, 0, 1))
+    assert equal(once, again)
+    assert not equal(once.agent, other.agent)
+    actions = [
+        np.asarray(collect(setup, jax.random.key(seed), run, hypers)[1].steps.action)
+        for seed, run in ((5, once), (5, once), (6, other))
+    ]
+    assert np.array_equal(actions[0], actions[1])
+    many = jax.jit(
+        lambda key: jax.vmap(lambda key: collect(setup, key, once, hypers)[1].steps.action)(jax.random.split(key, 20))
+    )
+    assert not np.array_equal(many(jax.random.key(5)), many(jax.random.key(6)))
+
+
+@over_agents
+def test_chunks_and_rows_change_nothing(case, setups):
+    env, agent = setup = setups(case)
+    hypers = cast_hypers(case.hypers)
+    key = jax.random.key(3)
+    whole, _ = jax.jit(lambda key, hypers: train(setup, key, hypers, iterations=24))(key, hypers)
+    logged, metrics = jax.jit(lambda key, hypers: train(setup, key, hypers, iterations=24, rows=8))(key, hypers)
+    chunk = jax.jit(lambda run, hypers: loop.advance(run, agent, env, hypers, iterations=6, length=LENGTH)[0])
+    run = jax.jit(lambda key, hypers: loop.begin(key, agent, env, hypers))(key, hypers)
+    for _ in range(4):
+        run = chunk(run, hypers)
+    assert equal(whole, logged)
+    assert equal(whole, run)
+    assert all(leaf.shape == (8,) for leaf in jax.tree.leaves(metrics))
+
+
+@over_agents
+def test_vmap_over_seeds_and_hypers_is_the_same_as_separate_runs(case, setups):
+    setup = setups(case)
+    keys = jax.random.split(jax.random.key(4), 3)
+    points = [
+        cast_hypers(jax.tree.map(lambda leaf: leaf * scale, cast_hypers(case.hypers)))  # noqa: B023
+        for scale in (0.9, 1.0, 1.1)
+    ]
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
+    iterations = 40 if case.table else 1
+
+    def program(key, hypers):
+        return train(setup, key, hypers, iterations=iterations)[0].agent
+
+    together = jax.jit(jax.vmap(program))(keys, batch)
+    one = jax.jit(program)
+    for number, (key, hypers) in enumerate(zip(keys, points, strict=True)):
+        alone = one(key, hypers)
+        mine = jax.tree.map(lambda leaf: leaf[number], together)  # noqa: B023
+        if case.table:
+            assert equal(mine, alone)
+        else:
+            chex.assert_trees_all_close(mine, alone, rtol=1e-5, atol=1e-5)
+
+
+@over_agents
+def test_every_number_in_hypers_matters(case, setups):
+    setup = setups(case)
+    program = jax.jit(lambda hypers: train(setup, jax.random.key(0), hypers, iterations=60)[0].agent)
+    hypers = cast_hypers(case.hypers)
+    base = program(hypers)
+    for field in dataclasses.fields(hypers):
+        changed = dataclasses.replace(hypers, **{field.name: getattr(hypers, field.name) * 0.7 + 0.001})
+        assert not equal(base, program(changed)), f"{field.name} changes nothing"
+
+
+@over_agents
+def test_no_key_is_used_twice(case, setups):
+    setup = setups(case)
+    with jax.debug_key_reuse(True):
+        hypers = cast_hypers(case.hypers)
+        jax.jit(lambda key, hypers: train(setup, key, hypers, iterations=3))(jax.random.key(0), hypers)
+        env, agent = setup
+        run = loop.begin(jax.random.key(0), agent, env, hypers)
+        agent.act(jax.random.key(1), run.agent, run.episodes.memory, run.episodes.observation, hypers)
+
+
+@over_agents
+def test_truncation_bootstraps_and_termination_does_not(case):
+    env = envs.make(Ends(), 4)
+    agent = case.make(env.spec)
+    run, _ = jax.jit(
+        lambda key: loop.train(key, agent, env, case.probe_hypers, iterations=case.probe_iterations, length=1)
+    )(jax.random.key(0))
+    values = case.values(run.agent, jnp.arange(4))
+    gamma = case.probe_hypers.discount
+    expected = np.array([1 + 2 * gamma, 1.0, 1.0, 2.0])
+    np.testing.assert_allclose(values, np.broadcast_to(expected[:, None], values.shape), atol=0.05)

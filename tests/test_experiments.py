@@ -1,0 +1,253 @@
+"""Experiment scripts: what they leave behind, which flags reach the run, and how bad input ends."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from purerl import cli, results
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {"settings.json", "metrics.npz", "summary.json", "learning_curve.png"}
+TINY = {
+    "q_learning": ["--total-steps", "400", "--num-envs", "2", "--eval-episodes", "3"],
+    "sarsa": ["--total-steps", "400", "--num-envs", "2", "--eval-episodes", "3"],
+    "dqn": [
+        "--total-steps",
+        "200",
+        "--num-envs",
+        "2",
+        "--eval-episodes",
+        "3",
+        "--learning-starts",
+        "40",
+        "--capacity",
+        "100",
+        "--batch-size",
+        "8",
+        "--hidden",
+        "8",
+    ],
+}
+
+
+def load(name):
+    """Return the script as a module, as `python experiments/<name>.py` would have it, but for its name."""
+    spec = importlib.util.spec_from_file_location(f"experiments_{name}", ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name, out, *flags):
+    script = load(name)
+    script.main(cli.parse(script.Settings, [*TINY[name], "--out", str(out), *flags]))
+    return results.load(out)
+
+
+@pytest.fixture(scope="module", params=["q_learning", "dqn"])
+def left(request, tmp_path_factory):
+    """A finished run of two seeds: the script's name and its directory."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    run(request.param, out, "--seeds", "2", "--eval-every", "100", "--seed", "3")
+    return request.param, out
+
+
+def test_a_run_leaves_its_four_files_and_nothing_else(left):
+    _, out = left
+    assert {path.name for path in out.iterdir()} == FILES
+    assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_settings_are_those_of_the_command_line(left):
+    name, out = left
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["agent"] == name
+    assert (settings["seeds"], settings["seed"], settings["num_envs"]) == (2, 3, 2)
+    assert settings["eval_every"] == 100
+    assert settings["out"] == str(out)
+    assert "learning_rate" in settings["hypers"]
+
+
+def test_the_summary_says_what_was_run_and_what_came_of_it(left):
+    name, out = left
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) == {
+        *("agent", "env", "seeds", "total_steps", "hypers", "episode_return", "evaluation"),
+        *("seconds", "steps_per_second", "versions"),
+    }
+    steps = {"q_learning": 400, "dqn": 200}[name]
+    assert summary["agent"] == name
+    assert summary["env"] == {"q_learning": "CliffWalking-purerl", "dqn": "CartPole-v1"}[name]
+    assert summary["seeds"] == 2
+    assert summary["total_steps"] == steps
+    assert set(summary["hypers"]) == {field for field in vars(load(name).Settings().hypers)}
+    for scores in (summary["episode_return"], summary["evaluation"]):
+        assert {"per_seed", "mean", "iqm", "ci95"} <= set(scores)
+        assert (len(scores["per_seed"]), len(scores["ci95"])) == (2, 2)
+    assert summary["evaluation"]["episodes"] == 3
+    assert set(summary["seconds"]) == {"compile", "run"}
+    np.testing.assert_allclose(summary["steps_per_second"], 2 * steps / summary["seconds"]["run"])
+    assert {"python", "purerl", "jax", "gymnax"} <= set(summary["versions"])
+
+
+def test_every_array_of_metrics_leads_with_seeds_and_agrees_with_the_summary(left):
+    name, out = left
+    found = results.load(out)
+    assert isinstance(found, results.Result)
+    metrics, summary = found.metrics, found.summary
+    assert {array.shape[0] for array in metrics.values()} == {2}
+    steps = {"q_learning": 400, "dqn": 200}[name]
+    assert metrics["environment_steps"][0, -1] == steps
+    np.testing.assert_array_equal(metrics["evaluation_steps"], [list(range(100, steps + 1, 100))] * 2)
+    assert metrics["evaluation_return"].shape == (2, steps // 100, 3)
+    per_seed = metrics["evaluation_return"][:, -1].mean(1)
+    np.testing.assert_allclose(summary["evaluation"]["per_seed"], per_seed, rtol=1e-6)
+    np.testing.assert_allclose(summary["evaluation"]["mean"], per_seed.mean(), rtol=1e-6)
+
+
+def test_the_training_return_is_that_of_the_episodes_of_the_last_tenth(tmp_path):
+    found = run("dqn", tmp_path / "run", "--seeds", "2", "--eval-every", "0", "--log-every", "10")
+    episodes = found.metrics["episodes"][:, -2:]
+    assert (episodes.sum(1) > 0).any()
+    for seed in range(2):
+        kept = episodes[seed] > 0
+        returns = found.metrics["episode_return"][seed, -2:][kept]
+        score = found.summary["episode_return"]["per_seed"][seed]
+        if kept.any():
+            np.testing.assert_allclose(score, np.average(returns, weights=episodes[seed][kept]), rtol=1e-6)
+        else:
+            assert score is None
+    assert found.summary["evaluation"] is None  # none was asked for
+    assert "evaluation_return" not in found.metrics
+
+
+def test_a_run_repeats_number_for_number(left, tmp_path):
+    name, out = left
+    again = run(name, tmp_path / "again", "--seeds", "2", "--eval-every", "100", "--seed", "3").metrics
+    for key, array in results.load(out).metrics.items():
+        if key != "seconds":
+            np.testing.assert_array_equal(array, again[key])
+
+
+def test_sarsa_and_flags_of_environment_and_hypers_reach_the_run(tmp_path):
+    flags = [
+        "--hypers.learning-rate",
+        "0.25",
+        "--env-params.step-reward",
+        "-2",
+        "--env-params.max-steps-in-episode",
+        "9",
+    ]
+    found = run("sarsa", tmp_path / "run", *flags, "--eval-every", "0")
+    assert found.summary["hypers"]["learning_rate"] == 0.25
+    assert found.settings["hypers"]["learning_rate"] == 0.25
+    assert found.settings["env_params"] == {"step_reward": -2, "max_steps_in_episode": 9}
+    lengths, returns = found.metrics["episode_length"], found.metrics["episode_return"]
+    ended = found.metrics["episodes"] > 0
+    assert ended.any()
+    assert (lengths[ended] <= 9).all()
+    assert (returns[ended] <= -2 * lengths[ended]).all()
+
+
+def test_the_time_limit_of_the_environment_is_that_of_the_command_line(tmp_path):
+    flags = ["--env-params.max-steps-in-episode", "7", "--eval-every", "100"]
+    found = run("dqn", tmp_path / "run", *flags)
+    ended = found.metrics["episodes"] > 0
+    assert ended.any()
+    assert found.metrics["episode_length"][ended].max() <= 7
+    assert found.metrics["evaluation_return"].max() <= 7
+    assert found.metrics["episode_length"][ended].max() > 6  # hardly any pole falls in so few steps
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A directory that holds a finished run."""
+    out = tmp_path / "finished"
+    results.write(out, settings={}, metrics={}, summary={})
+    return out
+
+
+BAD = {
+    "an unknown environment": ("q_learning", ["--env", "CliffWaking-purerl"], "did you mean CliffWalking-purerl"),
+    "continuous actions": ("dqn", ["--env", "Pendulum-v1"], "dqn needs a discrete action space"),
+    "continuous observations": ("sarsa", ["--env", "CartPole-v1"], "sarsa needs a discrete observation space"),
+    "no seeds": ("q_learning", ["--seeds", "0"], "seeds is 0"),
+    "no environments": ("dqn", ["--num-envs", "0"], "num_envs is 0"),
+    "a negative pause": ("q_learning", ["--eval-every", "-1"], "eval_every is -1"),
+    "a return that is no number": ("q_learning", ["--stop-at-return", "nan"], "stop_at_return"),
+    "a capacity that does not divide": ("dqn", ["--capacity", "101"], "capacity is 101"),
+    "an empty batch": ("dqn", ["--batch-size", "0"], "batch_size is 0"),
+    "a directory that holds a run": ("q_learning", ["--out", "FINISHED"], "already holds a finished run"),
+    "a directory that is a file": ("q_learning", ["--out", "FINISHED/summary.json"], "which is a file"),
+    "fewer steps than are acted at random": ("dqn", ["--total-steps", "30"], "learning_starts"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_ends_in_one_sentence_and_status_2(kind, monkeypatch, capsys, tmp_path, finished):
+    name, flags, words = BAD[kind]
+    flags = [flag.replace("FINISHED", str(finished)) for flag in flags]
+    out = [] if "--out" in flags else ["--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *TINY[name], *out, *flags])
+    script = load(name)
+    with pytest.raises(SystemExit) as end:
+        cli.start(script.main, script.Settings)
+    printed = capsys.readouterr()
+    assert end.value.code == 2
+    assert words in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--no-such-flag", "3"], ["--total-steps", "many"], ["--env-params.gravity", "3"], ["--hypers.speed", "1"]],
+)
+def test_a_flag_that_is_not_there_ends_with_status_2(flags, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["q_learning.py", "--out", str(tmp_path / "run"), *flags])
+    script = load("q_learning")
+    with pytest.raises(SystemExit) as end:
+        cli.start(script.main, script.Settings)
+    assert end.value.code == 2
+    assert flags[0].rsplit(".")[-1].lstrip("-") in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_flags_of_the_environment_named_are_shown_in_the_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parse(load("dqn").Settings, ["--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "--env-params.gravity" in shown
+    assert "--hypers.learning-rate" in shown
+    assert "environment steps acted at random first" in shown
+
+
+def test_unknown_parameters_given_from_python_are_named(tmp_path):
+    script = load("q_learning")
+    settings = script.Settings(env_params={"gravity": 3.0}, out=tmp_path / "run")
+    with pytest.raises(cli.BadInput, match=r"env_params has gravity; CliffWalking-purerl takes cliff_reward"):
+        script.main(settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_script_runs_as_it_stands(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, ROOT / "experiments/q_learning.py", "--total-steps", "2000", "--out", out]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == FILES
+    assert "greedy return, 20 episodes a seed" in done.stdout
+    assert str(out) in done.stdout.splitlines()[-1]
+    assert results.load(out).summary["total_steps"] == 2000

@@ -1,0 +1,195 @@
+"""The loop: neither how a run is cut into calls nor how it is measured changes it."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl import envs, loop, networks, replay
+from purerl.agents import dqn, q_learning
+from purerl.base import Transition
+
+
+def tabular():
+    env = envs.make("CliffWalking-purerl", 2)
+    return q_learning.q_learning(env.spec), env, q_learning.Hypers()
+
+
+def deep():
+    env = envs.make("CartPole-v1", 2)
+    learner = dqn.dqn(env.spec, networks.action_values(env.spec, (8,)))
+    agent = replay.with_replay(learner, replay.uniform(env.spec, 64), batch_size=8, updates=1)
+    return agent, env, dqn.Hypers(learning_rate=1e-2, target_period=3.0)
+
+
+def advance(agent, env, **options):
+    return jax.jit(functools.partial(loop.advance, agent=agent, env=env, **options))
+
+
+def in_pieces(run, program, pieces, hypers):
+    found = []
+    for _ in range(pieces):
+        run, metrics = program(run, hypers=hypers)
+        found.append(metrics)
+    return run, jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+
+
+@pytest.mark.parametrize(("make", "length"), [(tabular, 1), (tabular, 3), (deep, 1)])
+def test_calls_and_rows_leave_the_run_as_it_is_bit_for_bit(make, length):
+    agent, env, hypers = make()
+    run = jax.jit(lambda key: loop.begin(key, agent, env, hypers, episode_table=9))(jax.random.key(0))
+
+    whole, mean = advance(agent, env, iterations=12, length=length)(run, hypers=hypers)
+    chunks, by_call = in_pieces(run, advance(agent, env, iterations=4, length=length), 3, hypers)
+    three, by_row = advance(agent, env, iterations=12, length=length, rows=3)(run, hypers=hypers)
+    twelve, by_iteration = advance(agent, env, iterations=12, length=length, rows=12)(run, hypers=hypers)
+
+    assert whole.iteration == 12
+    with pytest.raises(AssertionError):  # or nothing was learned, and nothing is shown
+        chex.assert_trees_all_equal(whole.agent, run.agent)
+    for other in (chunks, three, twelve):
+        chex.assert_trees_all_equal(other, whole)
+    assert {leaf.shape for leaf in by_row.values()} == {(3,)}
+    chex.assert_trees_all_close(by_call, by_row, rtol=1e-6)
+    for name, column in by_iteration.items():
+        reduce = np.sum if name.startswith("episode") else np.mean
+        np.testing.assert_allclose(by_row[name], reduce(np.reshape(column, (3, 4)), axis=1), rtol=1e-5)
+        np.testing.assert_allclose(mean[name], [reduce(column)], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("iterations", "length"), [(13, 1), (7, 3), (2, 20)])
+def test_the_size_of_the_blocks_in_which_keys_are_drawn_changes_nothing(monkeypatch, iterations, length):
+    agent, env, hypers = tabular()
+    run = loop.begin(jax.random.key(1), agent, env, hypers)
+    options = {"iterations": iterations, "length": length}
+    expected, expected_metrics = advance(agent, env, **options)(run, hypers=hypers)
+    for block in (8, 1):
+        monkeypatch.setattr(loop, "_STEPS_PER_BLOCK", block)
+        after, metrics = advance(agent, env, **options)(run, hypers=hypers)
+        assert after.iteration == iterations
+        chex.assert_trees_all_equal(after, expected)
+        chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-6)
+
+
+def test_rows_that_the_blocks_do_not_divide_are_whole(monkeypatch):
+    monkeypatch.setattr(loop, "_STEPS_PER_BLOCK", 8)
+    agent, env, hypers = tabular()
+    run = loop.begin(jax.random.key(1), agent, env, hypers)
+    rows, by_row = advance(agent, env, iterations=33, rows=3)(run, hypers=hypers)
+    calls, by_call = in_pieces(run, advance(agent, env, iterations=11), 3, hypers)
+    chex.assert_trees_all_equal(rows, calls)
+    chex.assert_trees_all_close(by_row, by_call, rtol=1e-6)
+
+
+def test_train_is_begin_and_advance():
+    agent, env, hypers = tabular()
+    key, options = jax.random.key(2), {"iterations": 20, "length": 2, "rows": 4}
+
+    @jax.jit
+    def both(key):
+        run = loop.begin(key, agent, env, hypers, episode_table=3)
+        return loop.advance(run, agent, env, hypers, **options)
+
+    trained = jax.jit(lambda key: loop.train(key, agent, env, hypers, episode_table=3, **options))(key)
+    chex.assert_trees_all_equal(trained, both(key))
+
+
+def test_vmapped_runs_equal_single_ones_and_differ_from_one_another():
+    agent, env, hypers = tabular()
+    train = jax.jit(lambda key: loop.train(key, agent, env, hypers, iterations=200))
+    keys = jax.random.split(jax.random.key(3), 3)
+    together = jax.jit(jax.vmap(train))(keys)
+    singles = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[train(key) for key in keys])
+    chex.assert_trees_all_equal(together, singles)
+    values = np.asarray(together[0].agent.values)
+    assert (values[0] != values[1]).any()
+    assert (values[1] != values[2]).any()
+
+
+def test_hypers_are_swept_in_one_trace_and_numbers_of_any_type_are_one_program():
+    agent, env, _ = tabular()
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def train(rate):
+        hypers = q_learning.Hypers(learning_rate=rate)
+        return loop.train(jax.random.key(4), agent, env, hypers, iterations=200)[0].agent.values
+
+    rates = jnp.array([0.1, 0.5, 1.0])
+    together = np.asarray(jax.vmap(train)(rates))
+    assert len({table.tobytes() for table in together}) == 3
+    cast = [
+        jax.make_jaxpr(lambda hypers=hypers: loop.begin(jax.random.key(0), agent, env, hypers).agent)()
+        for hypers in (q_learning.Hypers(initial_value=1), q_learning.Hypers(initial_value=np.float64(1.0)))
+    ]
+    assert str(cast[0]) == str(cast[1])
+
+
+def test_environment_parameters_given_replace_those_of_the_environment():
+    agent, env, hypers = deep()
+    short = env.params.replace(max_steps_in_episode=jnp.int32(2))
+    _, metrics = loop.train(jax.random.key(5), agent, env, hypers, iterations=10, env_params=short)
+    assert metrics["episodes"] == 10  # two environments, ten steps each, two steps an episode
+    assert metrics["episode_length"] == 20
+
+
+def test_every_environment_step_has_a_key_of_its_own():
+    """An update sees what was acted: over many iterations no two act or update keys are alike."""
+    agent, env, hypers = tabular()
+
+    def spy(key, state, rollout, hypers):
+        assert isinstance(rollout.steps, Transition)
+        data = jax.random.key_data(key)
+        return state, {"first": data[0].astype(jnp.float32), "second": data[1].astype(jnp.float32)}
+
+    spying = agent._replace(update=spy)
+    _, metrics = loop.train(jax.random.key(6), spying, env, hypers, iterations=30, rows=30)
+    seen = set(zip(np.asarray(metrics["first"]), np.asarray(metrics["second"]), strict=True))
+    assert len(seen) == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"iterations": 0}, "iterations is 0; it takes"),
+        ({"iterations": -3}, "iterations is -3; it takes"),
+        ({"iterations": 4, "length": 0}, "length is 0; it takes"),
+        ({"iterations": 4, "rows": 0}, "rows is 0; it takes"),
+        ({"iterations": 4, "rows": 3}, "rows is 3, which does not divide the 4 iterations"),
+    ],
+)
+def test_a_bad_count_is_named_with_what_it_takes(options, words):
+    agent, env, hypers = tabular()
+    run = loop.begin(jax.random.key(0), agent, env, hypers)
+    with pytest.raises(ValueError, match=words):
+        loop.advance(run, agent, env, hypers, **options)
+    with pytest.raises(ValueError, match=words):
+        loop.train(jax.random.key(0), agent, env, hypers, **options)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "error", "words"),
+    [
+        (jnp.zeros(3), ValueError, "Hypers.learning_rate has shape (3,); it takes a single number"),
+        pytest.param(
+            [0.1, 0.2],
+            ValueError,
+            "Hypers.learning_rate",
+            marks=pytest.mark.xfail(strict=True, reason="a list is taken for a subtree of two numbers, and passes"),
+        ),
+        ("fast", TypeError, "Hypers.learning_rate is 'fast'; it takes a number"),
+    ],
+)
+def test_a_bad_hyper_is_named_with_what_it_takes(leaf, error, words):
+    agent, env, hypers = tabular()
+    bad = q_learning.Hypers(learning_rate=leaf)
+    run = loop.begin(jax.random.key(0), agent, env, hypers)
+    with pytest.raises(error, match=re.escape(words)):
+        loop.begin(jax.random.key(0), agent, env, bad)
+    with pytest.raises(error, match=re.escape(words)):
+        loop.advance(run, agent, env, bad, iterations=1)
