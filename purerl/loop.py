@@ -46,8 +46,10 @@ def begin(
 ) -> Run:
     """Return a run before its first iteration; `episode_table` asks for a record of that many single episodes.
 
-    Raises ValueError for a leaf of `hypers` that is not a single number.
+    Raises ValueError for a leaf of `hypers` that is not a single number, TypeError for a key of the old kind.
     """
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"key is {key!r}; it takes a typed key: jax.random.key(seed)")
     hypers = cast_hypers(hypers)
     run_key, init_key, env_key = jax.random.split(key, 3)
     table = ()
@@ -81,7 +83,8 @@ def advance(
 
     Metrics are reduced to `rows` rows of equally many iterations: the agent's as means; and of the episodes that
     ended in it `episodes` (how many), `episode_return` and `episode_length` (sums). Neither `rows` nor how iterations
-    are spread over calls changes the run. Raises ValueError for counts below one and rows that do not divide the iterations.
+    are spread over calls changes the run. Raises ValueError for counts below one, and for rows that do not divide the
+    iterations.
     """
     for name, count in {"iterations": iterations, "length": length, "rows": rows}.items():
         if count < 1:

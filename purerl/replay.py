@@ -12,11 +12,12 @@ from purerl.base import Agent, Rollout, Spec, Transition, pytree_dataclass, zero
 
 
 class Replay(NamedTuple):
-    """A buffer as three pure functions."""
+    """A buffer as three pure functions, and how long the sequences are that it samples."""
 
     init: InitFn
     add: AddFn
     sample: SampleFn
+    length: int
 
 
 @runtime_checkable
@@ -158,7 +159,7 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
         )
         return Rollout(steps=steps, memory=()), ends[-1] > 0
 
-    return Replay(init=init, add=add, sample=sample)
+    return Replay(init=init, add=add, sample=sample, length=length)
 
 
 @pytree_dataclass
@@ -186,22 +187,22 @@ def with_replay(agent: Agent, replay: Replay, *, batch_size: int, updates: int =
     def act(key, state, memory, observation, hypers, *, greedy=False):
         return agent.act(key, state.learner, memory, observation, hypers, greedy=greedy)
 
-    def learn(learner, key, buffer, hypers):
-        sample_key, update_key = jax.random.split(key)
-        rollout, ready = replay.sample(sample_key, buffer, batch_size)
-        learned, metrics = agent.update(update_key, learner, rollout, hypers)
-        select = lambda new, old: jnp.where(ready, new, old)  # noqa: E731
-        return jax.tree.map(select, learned, learner), jax.tree.map(lambda leaf: jnp.where(ready, leaf, 0.0), metrics)
-
     def update(key, state, rollout, hypers):
         buffer = replay.add(state.buffer, rollout)
-        keys = jax.random.split(key, max(updates, 1))
-        if updates == 0:
-            # The same metrics as when learning, so that collecting and learning runs fit together.
-            _, metrics = jax.eval_shape(learn, state.learner, keys[0], buffer, hypers)
-            metrics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
-            return ReplayState(learner=state.learner, buffer=buffer), metrics
-        learner, metrics = jax.lax.scan(lambda learner, key: learn(learner, key, buffer, hypers), state.learner, keys)
-        return ReplayState(learner=learner, buffer=buffer), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
+        # After a rollout as long as the sequences there is one for sure, and no need to select among all parameters.
+        surely = rollout.steps.reward.shape[0] >= replay.length
+
+        def learn(learner, key):
+            sample_key, update_key = jax.random.split(key)
+            sampled, ready = replay.sample(sample_key, buffer, batch_size)
+            learned, metrics = agent.update(update_key, learner, sampled, hypers)
+            if surely:
+                return learned, metrics
+            nothing = learner, jax.tree.map(jnp.zeros_like, metrics)
+            return jax.tree.map(lambda new, old: jnp.where(ready, new, old), (learned, metrics), nothing)
+
+        learner, metrics = jax.lax.scan(learn, state.learner, jax.random.split(key, updates))
+        means = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / max(updates, 1), metrics)
+        return ReplayState(learner=learner, buffer=buffer), means
 
     return Agent(init=init, start=agent.start, act=act, update=update)

@@ -58,11 +58,10 @@ def test_the_step_cap_leaves_longer_episodes_unfinished_with_what_they_had():
     env = envs.make(probes.Countdown(), 50)
     key = jax.random.key(1)
     expected = starts(env, key)
-    for cap in (1, 3):
-        found = judge(env, max_steps=cap)(key)
-        np.testing.assert_array_equal(found.finished, expected <= cap)
-        np.testing.assert_array_equal(found.episode_return, np.minimum(expected, cap))
-        np.testing.assert_array_equal(found.episode_length, np.minimum(expected, cap))
+    found = judge(env, max_steps=3)(key)
+    np.testing.assert_array_equal(found.finished, expected <= 3)
+    np.testing.assert_array_equal(found.episode_return, np.minimum(expected, 3))
+    np.testing.assert_array_equal(found.episode_length, np.minimum(expected, 3))
 
 
 def test_it_stops_as_soon_as_all_have_ended():

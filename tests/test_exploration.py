@@ -121,6 +121,16 @@ def test_extreme_values_and_epsilons_give_valid_actions(values, epsilon):
         assert best[actions].mean() > 0.99
 
 
+def test_a_uniform_number_of_exactly_zero_makes_no_nan():
+    # Once in 2^23 draws: this key has one, and 0 / 0 must not be computed even where it is not chosen.
+    key, draws = jax.random.key(4), 2**22
+    assert jax.random.uniform(key, (draws,)).min() == 0.0
+    with jax.debug_nans(True):
+        # Not jitted: of a program only the outputs are checked.
+        actions = epsilon_greedy(key, jnp.zeros((draws, 1)), jnp.float32(0.0))
+    assert not actions.any()
+
+
 def test_zero_and_minus_zero_tie():
     assert_frequencies(draw([0.0, -0.0, -1.0], 0.0), [0.5, 0.5, 0])
 

@@ -28,11 +28,16 @@ def batch_of(seed, leading=(BATCH,)):
     }
 
 
+def sarsa_target(reward, bootstrap, next_values, next_action):
+    """Ours is given the value of the next action, rlax's error all values and the action."""
+    return losses.sarsa_target(reward, bootstrap, losses.select(next_values, next_action))
+
+
 # What our target and rlax's error are given besides the reward, the discount and Q(s', .).
 TD_ERRORS = {
     "q_learning": (losses.q_learning_target, rlax.q_learning, []),
     "double_q_learning": (losses.double_q_learning_target, rlax.double_q_learning, ["selector"]),
-    "sarsa": (losses.sarsa_target, rlax.sarsa, ["next_action"]),
+    "sarsa": (sarsa_target, rlax.sarsa, ["next_action"]),
     "expected_sarsa": (losses.expected_sarsa_target, rlax.expected_sarsa, ["policy"]),
 }
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from purerl import networks
 from purerl.agents import dqn
-from purerl.base import Agent, Box, Discrete, Rollout, Spec, Transition, cast_hypers, no_memory
+from purerl.base import Agent, Box, Discrete, Rollout, Spec, Transition, cast_hypers
 from purerl.replay import uniform, with_replay
 
 FIELDS = ("observation", "action", "reward", "terminated", "truncated", "next_observation")
@@ -257,9 +257,12 @@ def test_sampling_costs_the_same_at_any_capacity():
     for capacity in (1_000, 100_000):
         replay = uniform(spec_of(4, observation=box(8)), capacity, length=2)
         sample = jax.jit(functools.partial(replay.sample, batch_size=32))
-        program = sample.lower(KEY, jax.eval_shape(replay.init)).compile()
-        cost = program.cost_analysis()
-        costs.append((cost["flops"], cost["bytes accessed"], program.memory_analysis().temp_size_in_bytes))
+        lowered = sample.lower(KEY, jax.eval_shape(replay.init))
+        program = lowered.compile()
+        # Bytes before fusion: of a fused gather XLA counts the whole operand, though it reads a few rows.
+        before, after = lowered.cost_analysis(), program.cost_analysis()
+        temporary = program.memory_analysis().temp_size_in_bytes
+        costs.append((before["flops"], before["bytes accessed"], after["flops"], temporary))
     assert costs[0] == costs[1]
 
 
@@ -283,13 +286,14 @@ def test_many_buffers_under_vmap_are_each_as_one_alone():
     add, sample = compiled(replay, 50)
     worlds = [Experience([0.5] * 3, seed=seed) for seed in range(2)]
     alone = [replay.init() for _ in worlds]
-    together = jax.vmap(lambda _: replay.init())(jnp.arange(2))
+    together = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), replay.init())
+    add_together = jax.jit(jax.vmap(replay.add))
     for _ in range(5):
         rollouts = [world.rollout(4) for world in worlds]
         alone = [add(buffer, rollout) for buffer, rollout in zip(alone, rollouts, strict=True)]
-        together = jax.jit(jax.vmap(replay.add))(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts))
+        together = add_together(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts))
     keys = jax.random.split(jax.random.key(0), 2)
-    sampled, ready = jax.vmap(functools.partial(replay.sample, batch_size=50))(keys, together)
+    sampled, ready = jax.jit(jax.vmap(functools.partial(replay.sample, batch_size=50)))(keys, together)
     assert ready.all()
     for seed in range(2):
         one = sample(keys[seed], alone[seed])[0]
@@ -416,16 +420,17 @@ def test_without_updates_it_fills_and_learns_nothing():
     ) if one.ndim > 1)  # fmt: skip
 
 
-def test_nothing_is_learned_before_the_buffer_holds_a_sequence():
+@pytest.mark.parametrize("time", [1, 3])
+def test_nothing_is_learned_before_the_buffer_holds_a_sequence(time):
     agent, hypers = learner(updates=2, length=4)
     experience = Experience([0.2] * 3)
     begun = state = agent.init(jax.random.key(0), hypers)
     update = jax.jit(agent.update)
-    for number in range(3):
-        state, metrics = update(jax.random.key(number), state, small(experience.rollout(1)), hypers)
+    for number in range(3 // time):
+        state, metrics = update(jax.random.key(number), state, small(experience.rollout(time)), hypers)
         assert_same(state.learner, begun.learner)
         assert all(value == 0 for value in metrics.values())
-    state, metrics = update(jax.random.key(3), state, small(experience.rollout(1)), hypers)
+    state, metrics = update(jax.random.key(3), state, small(experience.rollout(time)), hypers)
     assert state.learner.updates == 2
     assert metrics["loss"] > 0
 
@@ -434,9 +439,8 @@ def test_an_update_of_a_donated_state_copies_no_buffer():
     temporary = []
     for capacity in (1_000, 100_000):
         spec = spec_of(4, observation=box(8))
-        inner = dqn.dqn(spec, networks.action_values(spec, (8,)))
-        agent = with_replay(inner, uniform(spec, capacity), batch_size=4, updates=2)
-        hypers = cast_hypers(dqn.Hypers())
+        agent = with_replay(spy(), uniform(spec, capacity), batch_size=2, updates=3)
+        hypers = jax.ShapeDtypeStruct((), jnp.float32)
         state = jax.eval_shape(agent.init, KEY, hypers)
         update = jax.jit(agent.update, donate_argnums=1)
         memory = update.lower(KEY, state, rollout_shapes(spec), hypers).compile().memory_analysis()
@@ -444,9 +448,3 @@ def test_an_update_of_a_donated_state_copies_no_buffer():
         assert memory.alias_size_in_bytes >= size
         temporary.append(memory.temp_size_in_bytes)
     assert temporary[0] == temporary[1]
-
-
-def test_an_agent_without_a_buffer_ready_has_no_memory_of_its_own():
-    spec = spec_of(3, observation=box())
-    assert dqn.dqn(spec, networks.action_values(spec, (8,))).start is no_memory
-    assert learner(updates=1)[0].start(3) == ()

@@ -64,8 +64,8 @@ def make(env: str | Environment, num_envs: int, **kwargs: Any) -> Env:
     auto_reset = _own_auto_reset if type(environment).step is Environment.step else _gymnax_auto_reset
     reset, step = auto_reset(environment, num_envs, types)
     spec = Spec(
-        observation=_space(environment.observation_space(environment.default_params), types.observation),
-        action=_space(environment.action_space(environment.default_params)),
+        observation=_observation_space(environment.observation_space(environment.default_params), types),
+        action=_action_space(environment.action_space(environment.default_params)),
         num_envs=int(num_envs),
     )
     return Env(
@@ -102,7 +102,7 @@ def _as_array(leaf: Any) -> Array:
 
 
 class _Types:
-    """The dtypes that observation and state have after any number of steps.
+    """The shapes and dtypes that observation, state and action have after any number of steps.
 
     Environments may start with other dtypes than they go on with (a Python int that becomes a weakly typed int32, a
     count that becomes a float); a scan's carry, and a checkpoint, need them fixed from the start.
@@ -112,23 +112,23 @@ class _Types:
         key = jax.eval_shape(lambda: jax.random.key(0))
         space = environment.action_space(environment.default_params)
         action = jax.eval_shape(space.sample, key)
-        first = jax.eval_shape(environment.reset_env, key, params)
-        self.observation, self.state = jax.tree.map(lambda leaf: leaf.dtype, first)
+        both = jax.eval_shape(environment.reset_env, key, params)
         # Two rounds: what is promoted by one step may promote another leaf at the next.
         for _ in range(2):
-            state = jax.tree.map(lambda leaf, dtype: jax.ShapeDtypeStruct(leaf.shape, dtype), first[1], self.state)
-            stepped = jax.eval_shape(environment.step_env, key, state, action, params)
-            self.observation, self.state = jax.tree.map(
-                lambda dtype, leaf: jnp.promote_types(dtype, leaf.dtype),
-                (self.observation, self.state),
-                stepped[:2],
+            stepped = jax.eval_shape(environment.step_env, key, both[1], action, params)[:2]
+            both = jax.tree.map(
+                lambda old, new: jax.ShapeDtypeStruct(old.shape, jnp.promote_types(old.dtype, new.dtype)), both, stepped
             )
+        self.observation, self.state = both
         self.action = action.dtype if isinstance(space, spaces.Box) else jnp.int32
 
     def cast(self, observation: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
         """Return both with the fixed dtypes, strongly typed."""
-        fix = lambda leaf, dtype: jax.lax.convert_element_type(leaf, dtype)  # noqa: E731
-        return jax.tree.map(fix, observation, self.observation), jax.tree.map(fix, state, self.state)
+
+        def fix(leaf: Any, fixed: jax.ShapeDtypeStruct) -> Array:
+            return jax.lax.convert_element_type(leaf, fixed.dtype)
+
+        return jax.tree.map(fix, (observation, state), (self.observation, self.state))
 
 
 def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> tuple[ResetFn, StepFn]:
@@ -194,11 +194,19 @@ def _signals(reward: Array, terminated: Array, truncated: Array) -> tuple[Array,
     )
 
 
-def _space(space: Any, observed: Any = None) -> PyTree:
-    """Return purerl's description of a gymnax space; `observed` is the dtype really seen, which spaces misstate."""
+def _observation_space(space: Any, types: _Types) -> PyTree:
+    """Return purerl's description of observations: shapes and dtypes as really seen, which gymnax's spaces misstate."""
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n))
+    seen = jax.tree.map(lambda leaf: Box(leaf.shape, np.dtype(leaf.dtype), -np.inf, np.inf), types.observation)
+    if isinstance(space, spaces.Box) and isinstance(seen, Box):
+        return Box(seen.shape, seen.dtype, np.asarray(space.low), np.asarray(space.high))
+    return seen  # a dict, a tuple, a dataclass: its parts, without bounds
+
+
+def _action_space(space: Any) -> Discrete | Box:
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n))
     if isinstance(space, spaces.Box):
-        low, high = np.asarray(space.low), np.asarray(space.high)
-        return Box(tuple(space.shape), np.dtype(observed or space.dtype), low, high)
-    raise ValueError(f"the space {space} is not supported; an observation or action is a Discrete or a Box space")
+        return Box(tuple(space.shape), np.dtype(space.dtype), np.asarray(space.low), np.asarray(space.high))
+    raise ValueError(f"the action space {space} is not supported; it takes a Discrete or a Box space")

@@ -10,6 +10,7 @@ import jaxtyping
 import numpy as np
 import probes
 import pytest
+from gymnax.environments import spaces
 from scipy import stats
 
 from purerl import envs
@@ -286,10 +287,30 @@ def test_bad_input_is_named_with_what_it_takes(arguments, options, error, words)
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_space_of_another_kind_is_named():
+def test_an_action_space_of_another_kind_is_named():
     class Odd(probes.Walk):
-        def observation_space(self, params=None):
-            return "a cupboard"
+        def action_space(self, params=None):
+            return spaces.Tuple([spaces.Discrete(2)])
 
-    with pytest.raises(ValueError, match="the space a cupboard is not supported"):
+    with pytest.raises(ValueError, match="action space .*Tuple.* is not supported; it takes a Discrete or a Box"):
         envs.make(Odd(), 1)
+
+
+def test_an_observation_of_several_parts_has_a_space_for_each():
+    class Parts(probes.Countdown):
+        def _observation(self, state):
+            return {"remaining": state.remaining, "both": super()._observation(state)}
+
+        def observation_space(self, params=None):
+            return spaces.Dict({"remaining": spaces.Discrete(6), "both": super().observation_space(params)})
+
+    env = envs.make(Parts(), N)
+    _, _, steps = jax.jit(lambda key: unroll(env, key, 20))(jax.random.key(6))
+    observation, _, _, terminated, _, final = jax.device_get(steps["result"])
+    for part, space in env.spec.observation.items():
+        assert (observation[part].shape, observation[part].dtype) == ((20, N, *space.shape), space.dtype)
+    assert terminated.any()
+    for ended in (observation, final):
+        np.testing.assert_array_equal(ended["both"][..., 0], ended["remaining"])
+    assert (final["remaining"][terminated] == 0).all()
+    assert (observation["remaining"] > 0).all()
