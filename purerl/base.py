@@ -193,22 +193,25 @@ def from_linen(module: nn.Module) -> Network:
 
 
 def cast_hypers(hypers: T) -> T:
-    """Return `hypers` with every leaf a float32 scalar array; a ValueError that names a leaf of any other shape.
+    """Return `hypers`, a dataclass of numbers, with each a float32 scalar array.
+
+    Raises ValueError for a leaf of another shape and TypeError for one that is no number, and names it.
 
     Called once at the door, so that `Hypers(rate=0.1)` and `Hypers(rate=array(0.1))` are one program and not two.
     """
 
+    def plain(node: Any) -> bool:
+        """Whether this is what jax would take for a subtree and we for a mistaken number."""
+        return node is None or (type(node) in (list, tuple) and len(node) > 0)
+
     def cast(path: Any, leaf: Any) -> Array:
         name = f"{type(hypers).__name__}{jax.tree_util.keystr(path)}"
-        if not isinstance(leaf, jax.Array):
-            try:
-                leaf = np.asarray(leaf, np.float32)
-            except (TypeError, ValueError) as error:
-                raise TypeError(f"{name} is {leaf!r}; it takes a number") from error
-        if leaf.shape != ():
+        if not (isinstance(leaf, jax.Array) or np.asarray(leaf).dtype.kind in "biuf"):
+            raise TypeError(f"{name} is {leaf!r}; it takes a number")
+        if np.shape(leaf) != ():
             raise ValueError(
-                f"{name} has shape {leaf.shape}; it takes a single number. To try many values at once, vmap over hypers"
+                f"{name} has shape {np.shape(leaf)}; it takes a single number. To try many values at once, vmap over hypers"
             )
         return jnp.asarray(leaf, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(cast, hypers)
+    return jax.tree_util.tree_map_with_path(cast, hypers, is_leaf=plain)

@@ -113,7 +113,7 @@ def run(
     except (ValueError, FileExistsError) as error:
         raise BadInput(str(error)) from error
     total = sum(phase.steps for phase in plan)
-    eval_every = total // 10 if settings.eval_every is None else settings.eval_every
+    eval_every = max(1, total // 10) if settings.eval_every is None else settings.eval_every
     log_every = settings.log_every or max(1, total // 100)
     if eval_every:
         log_every = min(log_every, eval_every)

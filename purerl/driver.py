@@ -94,13 +94,14 @@ def drive(
                 steps += chunk_steps
                 yield steps, program
 
-    history = _History(seeds=len(keys), began=compiled, progress=progress)
+    judged = eval_env is not None and eval_every > 0
+    history = _History(seeds=len(keys), began=compiled, judged=judged, progress=progress)
     unread: list[tuple[int, Any, Any]] = []  # what was dispatched last and is not read yet: one chunk
     steps = evaluated = 0
     for steps, program in plan():
         run, metrics = program(run, hypers, params)
         verdict = None
-        if eval_env is not None and eval_every and steps // eval_every > evaluated // eval_every:
+        if judged and steps // eval_every > evaluated // eval_every:
             evaluated = steps
             verdict = judge(eval_keys, jnp.int32(steps // eval_every), run.agent, hypers, params)
         unread.append((steps, metrics, verdict))
@@ -157,14 +158,14 @@ def _compile_evaluate(keys, run, agent, env, hypers, params, max_steps):
 class _History:
     """What was measured so far, on the host."""
 
-    def __init__(self, seeds: int, began: float, progress: Progress | None):
-        self.seeds, self.began, self.progress = seeds, began, progress
+    def __init__(self, seeds: int, began: float, judged: bool, progress: Progress | None):
+        self.seeds, self.began, self.judged, self.progress = seeds, began, judged, progress
         self.rows: dict[str, list[np.ndarray]] = {}
         self.evaluations: list[tuple[int, np.ndarray]] = []
 
     def read(self, steps: int, metrics: dict[str, Array] | None, verdict: Array | None) -> float | None:
-        """Fetch a chunk's metrics and evaluation, wait for them if need be, and return the mean return they show."""
-        shown, judged = None, None
+        """Fetch a chunk's metrics and evaluation, waiting for them; return the mean return that may stop the runs."""
+        shown = evaluation = None
         if metrics is not None:
             row = {name: np.asarray(values)[:, 0] for name, values in metrics.items()}
             with np.errstate(invalid="ignore"):  # no episode ended: not a number
@@ -177,7 +178,7 @@ class _History:
             shown = float(np.mean(row["episode_return"]))
         if verdict is not None:
             self.evaluations.append((steps, np.asarray(verdict)))
-            judged = float(np.mean(self.evaluations[-1][1]))
+            evaluation = float(np.mean(self.evaluations[-1][1]))
         if self.progress:
-            self.progress.update(steps * self.seeds, episode_return=shown, evaluation=judged)
-        return shown if judged is None and not self.evaluations else judged
+            self.progress.update(steps * self.seeds, episode_return=shown, evaluation=evaluation)
+        return evaluation if self.judged else shown

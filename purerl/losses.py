@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -17,8 +16,9 @@ def bootstrap(discount: Float[Array, ""], terminated: Bool[Array, "*batch"]) -> 
 
 
 def select(values: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return values[..., action], as a product with a one-hot vector: its gradient is no scatter."""
-    return jnp.sum(values * jax.nn.one_hot(action, values.shape[-1], dtype=values.dtype), axis=-1)
+    """Return values[..., action] as a masked sum: unlike that of indexing, its gradient is no scatter."""
+    chosen = action[..., None] == jnp.arange(values.shape[-1])
+    return jnp.sum(jnp.where(chosen, values, 0.0), axis=-1)
 
 
 def q_learning_target(
@@ -56,7 +56,8 @@ def expected_sarsa_target(
     policy: Float[Array, "*batch A"],
 ) -> Float[Array, "*batch"]:
     """Return r + b sum_a pi(a|s') Q(s', a) (van Seijen 2009; S&B 6.9)."""
-    return reward + bootstrap * jnp.sum(policy * next_values, axis=-1)
+    expectation = jnp.sum(jnp.where(policy > 0, policy * next_values, 0.0), axis=-1)
+    return reward + bootstrap * expectation
 
 
 def huber(error: Float[Array, "*batch"], delta: Float[Array, ""]) -> Float[Array, "*batch"]:

@@ -47,7 +47,8 @@ def orthogonal(scale: float = 1.0, *, steps: int = 40) -> Callable[..., Float[Ar
         identity = jnp.eye(matrix.shape[1])
 
         def step(_, matrix):
-            return 0.5 * matrix @ (3.0 * identity - matrix.T @ matrix)
+            gram = jnp.matmul(matrix.T, matrix, precision="highest")
+            return jnp.matmul(matrix, 1.5 * identity - 0.5 * gram, precision="highest")
 
         matrix = jax.lax.fori_loop(0, steps, step, matrix)
         matrix = matrix if rows >= columns else matrix.T

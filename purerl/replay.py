@@ -88,7 +88,9 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
         def each(dtype):
             return jnp.zeros(capacity, dtype)
 
-        count = jnp.zeros(num_envs, jnp.int32)
+        def count():
+            return jnp.zeros(num_envs, jnp.int32)
+
         return Buffer(
             observation=zeros(spec.observation, (capacity,)),
             action=zeros(spec.action, (capacity,)),
@@ -96,9 +98,9 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
             terminated=each(bool),
             truncated=each(bool),
             entry=each(jnp.int32),
-            steps=count,
-            oldest=count,
-            entries=count,
+            steps=count(),
+            oldest=count(),
+            entries=count(),
         )
 
     def add_step(buffer: Buffer, step: Transition) -> tuple[Buffer, None]:

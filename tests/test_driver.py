@@ -139,7 +139,6 @@ def test_a_return_that_is_not_reached_stops_nothing(judge):
     assert outcome.metrics["episodes"].shape == (2, 10)
 
 
-@pytest.mark.xfail(strict=True, reason="until the first evaluation the training return is compared with stop_at_return")
 def test_with_evaluations_the_training_return_stops_nothing():
     # In training -0.375, judged 0.625: reached is -0.4 in training at once, but judged only after 50 steps.
     outcome = walk(100, eval_env=envs.make(probes.Walk(), 2), eval_every=50, stop_at_return=-0.4)

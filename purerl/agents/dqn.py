@@ -16,13 +16,15 @@ from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, requi
 class Hypers:
     """The numbers of DQN."""
 
-    learning_rate: float = 2.5e-4  # Adam's
+    learning_rate: float = 1e-4  # Adam's
     discount: float = 0.99  # gamma, [0, 1]
     epsilon_start: float = 1.0  # probability of a random action before the first update ...
     epsilon_end: float = 0.05  # ... and from update `epsilon_horizon` on
-    epsilon_horizon: float = 25_000.0  # updates
+    epsilon_horizon: float = 10_000.0  # updates
     target_period: float = 50.0  # updates between copies of the parameters to the target network
-    huber_delta: float = 1.0  # error beyond which the loss is linear
+    # Error beyond which the loss is linear. The paper's 1 supposes rewards clipped to 1 and slow targets: with errors of
+    # tens all gradients are alike, targets outrun the network and the values diverge.
+    huber_delta: float = 100.0
     adam_b1: float = 0.9
     adam_b2: float = 0.999
     adam_eps: float = 1e-8
@@ -58,7 +60,7 @@ def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
         params = network.init(key, zeros(spec.observation))
         return State(
             params=params,
-            target_params=params,
+            target_params=jax.tree.map(jnp.copy, params),
             optimizer=optimizer(hypers).init(params),
             updates=jnp.int32(0),
         )

@@ -52,10 +52,17 @@ def sarsa(spec: Spec) -> Agent:
     actions = require_discrete(spec.action, what="action", agent="sarsa")
 
     def init(key, hypers):
-        nothing = jnp.zeros(spec.num_envs, jnp.int32)
+        def nothing(dtype):
+            return jnp.zeros(spec.num_envs, dtype)
+
         return State(
             values=jnp.full((states, actions), hypers.initial_value, jnp.float32),
-            waiting=Waiting(observation=nothing, action=nothing, reward=jnp.float32(nothing), open=nothing > 0),
+            waiting=Waiting(
+                observation=nothing(jnp.int32),
+                action=nothing(jnp.int32),
+                reward=nothing(jnp.float32),
+                open=nothing(bool),
+            ),
         )
 
     def act(key, state, memory, observation, hypers, *, greedy=False):

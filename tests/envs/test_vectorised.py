@@ -292,7 +292,7 @@ def test_an_action_space_of_another_kind_is_named():
         def action_space(self, params=None):
             return spaces.Tuple([spaces.Discrete(2)])
 
-    with pytest.raises(ValueError, match="action space .*Tuple.* is not supported; it takes a Discrete or a Box"):
+    with pytest.raises(ValueError, match=r"action space .*Tuple.* is not supported; it takes a Discrete or a Box"):
         envs.make(Odd(), 1)
 
 
