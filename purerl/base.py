@@ -210,7 +210,7 @@ def cast_hypers(hypers: T) -> T:
             raise TypeError(f"{name} is {leaf!r}; it takes a number")
         if np.shape(leaf) != ():
             raise ValueError(
-                f"{name} has shape {np.shape(leaf)}; it takes a single number. To try many values at once, vmap over hypers"
+                f"{name} has shape {np.shape(leaf)}; it takes a single number. To try many at once, vmap over hypers"
             )
         return jnp.asarray(leaf, jnp.float32)
 

@@ -22,8 +22,8 @@ class Hypers:
     epsilon_end: float = 0.05  # ... and from update `epsilon_horizon` on
     epsilon_horizon: float = 10_000.0  # updates
     target_period: float = 50.0  # updates between copies of the parameters to the target network
-    # Error beyond which the loss is linear. The paper's 1 supposes rewards clipped to 1 and slow targets: with errors of
-    # tens all gradients are alike, targets outrun the network and the values diverge.
+    # Error beyond which the loss is linear. The paper's 1 supposes clipped rewards and slow targets: where errors are
+    # tens, all gradients are then alike, the targets outrun the network, and the values diverge.
     huber_delta: float = 100.0
     adam_b1: float = 0.9
     adam_b2: float = 0.999

@@ -49,7 +49,8 @@ def q_learning(spec: Spec) -> Agent:
     def learn(values, step, hypers):
         bootstrap = losses.bootstrap(hypers.discount, step.terminated)
         target = losses.q_learning_target(step.reward, bootstrap, values[step.next_observation])
-        value = values[step.observation, step.action]
+        # Not indexed directly: XLA would read it twice, before and after the write, and copy the table for that.
+        value = losses.select(values[step.observation], step.action)
         error = target - value
         return values.at[step.observation, step.action].set(value + hypers.learning_rate * error), error
 

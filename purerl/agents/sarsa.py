@@ -72,7 +72,9 @@ def sarsa(spec: Spec) -> Agent:
     def learn(values, transition, hypers):
         """Learn, in one environment, from the transition that waited, and from the new one if the episode ended."""
         waiting, step = transition
-        target = losses.sarsa_target(waiting.reward, hypers.discount, values[step.observation, step.action])
+        target = losses.sarsa_target(
+            waiting.reward, hypers.discount, losses.select(values[step.observation], step.action)
+        )
         values, waited_error = move(values, waiting, target, waiting.open, hypers)
 
         ended = step.terminated | step.truncated
@@ -87,7 +89,8 @@ def sarsa(spec: Spec) -> Agent:
 
     def move(values, step, target, where, hypers):
         """Move Q(s, a) towards the target, `where` it holds."""
-        value = values[step.observation, step.action]
+        # Not indexed directly: XLA would read it twice, before and after the write, and copy the table for that.
+        value = losses.select(values[step.observation], step.action)
         error = jnp.where(where, target - value, 0.0)
         return values.at[step.observation, step.action].set(value + hypers.learning_rate * error), error
 

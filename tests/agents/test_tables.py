@@ -1,10 +1,13 @@
 """Q-learning and SARSA on a table against loops written from the book."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purerl import envs, loop
 from purerl.agents import q_learning, sarsa
 from purerl.base import Box, Discrete, Rollout, Spec, Transition, cast_hypers
 
@@ -287,3 +290,18 @@ def test_continuous_spaces_are_refused_by_name(name):
         AGENTS[name][0](Spec(observation=box, action=Discrete(2), num_envs=1))
     with pytest.raises(ValueError, match=rf"{name} needs a discrete action space.*Box"):
         AGENTS[name][0](Spec(observation=Discrete(2), action=box, num_envs=1))
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_step_of_the_loop_copies_no_table(name):
+    """A step costs the same whatever the table's size; a value read both before and after a write would copy it."""
+    make, hypers = AGENTS[name]
+    env = envs.make("CliffWalking-purerl", 1)
+    agent = make(env.spec)
+
+    def train(key, hypers):
+        return loop.train(key, agent, env, hypers, iterations=100, rows=2)
+
+    text = jax.jit(train).lower(jax.random.key(0), cast_hypers(hypers())).compile().as_text()
+    assert "f32[48,4]" in text
+    assert not re.findall(r"f32\[48,4\]\S* copy\(", text)
