@@ -19,7 +19,7 @@ class Settings(cli.Settings):
     total_steps: int = 500_000
     hidden: tuple[int, ...] = (120, 84)  # widths of the network's hidden layers
     double: bool = True  # the online network chooses the action, the target network judges it
-    capacity: int = 10_000  # observations in replay
+    capacity: int = 50_000  # observations in replay
     batch_size: int = 128
     updates: int = 1  # learning steps per step of the environments
     learning_starts: int = 10_000  # environment steps acted at random first

@@ -16,7 +16,7 @@ from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, requi
 class Hypers:
     """The numbers of DQN."""
 
-    learning_rate: float = 1e-4  # Adam's
+    learning_rate: float = 2.5e-4  # Adam's
     discount: float = 0.99  # gamma, [0, 1]
     epsilon_start: float = 1.0  # probability of a random action before the first update ...
     epsilon_end: float = 0.05  # ... and from update `epsilon_horizon` on
