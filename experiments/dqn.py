@@ -21,8 +21,8 @@ class Settings(cli.Settings):
     double: bool = True  # the online network chooses the action, the target network judges it
     capacity: int = 50_000  # observations in replay
     batch_size: int = 128
-    updates: int = 1  # learning steps per step of the environments
-    learning_starts: int = 10_000  # environment steps acted at random first
+    updates: int = 1  # learning steps each time that all environments have stepped once
+    learning_starts: int = 10_000  # environment steps before the first update
     hypers: dqn.Hypers = dqn.Hypers()
 
 

@@ -1,4 +1,4 @@
-"""Functional reinforcement learning in JAX: every algorithm is three pure functions, every number in it is traced."""
+"""Functional reinforcement learning in JAX: an algorithm is a record of pure functions, every number is traced."""
 
 import os
 

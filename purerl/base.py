@@ -109,7 +109,7 @@ def require_discrete(space: PyTree, *, what: str, agent: str) -> int:
     return space.n
 
 
-# --- the three functions --------------------------------------------------------------------------------------------
+# --- the functions --------------------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -202,16 +202,18 @@ def cast_hypers(hypers: T) -> T:
 
     def plain(node: Any) -> bool:
         """Whether this is what jax would take for a subtree and we for a mistaken number."""
-        return node is None or (type(node) in (list, tuple) and len(node) > 0)
+        return node is not hypers and type(node) in (type(None), list, tuple, dict)
 
     def cast(path: Any, leaf: Any) -> Array:
         name = f"{type(hypers).__name__}{jax.tree_util.keystr(path)}"
-        if not (isinstance(leaf, jax.Array) or np.asarray(leaf).dtype.kind in "biuf"):
-            raise TypeError(f"{name} is {leaf!r}; it takes a number")
-        if np.shape(leaf) != ():
-            raise ValueError(
-                f"{name} has shape {np.shape(leaf)}; it takes a single number. To try many at once, vmap over hypers"
-            )
+        try:
+            leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        except ValueError as error:  # a ragged list
+            raise TypeError(f"{name} is {leaf!r}; it takes a number") from error
+        if leaf.dtype.kind not in "biuf" and leaf.dtype != jnp.bfloat16:
+            raise TypeError(f"{name} is {leaf}; it takes a number")
+        if leaf.shape != ():
+            raise ValueError(f"{name} has shape {leaf.shape}; it takes a number. To try many at once, vmap over hypers")
         return jnp.asarray(leaf, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(cast, hypers, is_leaf=plain)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import jax
 import numpy as np
 import tyro
 
@@ -30,6 +31,7 @@ class Settings:
     seed: int = 0  # what all keys are made of
     eval_every: int | None = None  # environment steps between evaluations; a tenth of all if not given, 0 for none
     eval_episodes: int = 20  # episodes per evaluation, played greedily
+    eval_max_steps: int = 2_500  # steps at which such an episode is cut off, should the environment not end it before
     log_every: int | None = None  # environment steps per row of metrics; a hundredth of all if not given
     stop_at_return: float | None = None  # end early once the mean over seeds of the latest evaluation reaches this
     out: Path | None = None  # run directory; runs/<script>/<env>/<time> if not given
@@ -37,12 +39,13 @@ class Settings:
     env_params: tyro.conf.Suppress[dict[str, Any] | None] = None
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "total_steps", "seeds", "eval_episodes", "log_every"):
+        least = {"num_envs": 1, "total_steps": 1, "seeds": 1, "seed": 0, "eval_episodes": 1, "eval_max_steps": 1}
+        for name, at_least in (least | {"log_every": 1, "eval_every": 0}).items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it takes a whole number of at least 1")
-        if self.eval_every is not None and self.eval_every < 0:
-            raise ValueError(f"eval_every is {self.eval_every}; it takes a number of steps, or 0 for no evaluation")
+            if value is None and name in ("log_every", "eval_every"):
+                continue
+            if not isinstance(value, int) or not at_least <= value < 2**32:
+                raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**32 - 1")
         if self.stop_at_return is not None and np.isnan(self.stop_at_return):
             raise ValueError("stop_at_return is not a number; it takes the return at which to stop")
 
@@ -88,66 +91,39 @@ def parse(settings: type[SettingsT], arguments: Sequence[str] | None = None) -> 
         given = dataclasses.asdict(parsed.env_params)
         changed = {name: value for name, value in given.items() if value != defaults[name]}
         return dataclasses.replace(parsed.settings, env_params=changed or None)
-    except ValueError as error:
+    except (ValueError, OSError, OverflowError) as error:
         raise BadInput(str(error)) from error
 
 
 def run(
-    settings: Settings,
-    phases: Callable[[Spec], Sequence[driver.Phase]],
-    *,
-    agent: str,
-    hypers: Any,
-    length: int = 1,
+    settings: Settings, phases: Callable[[Spec], Sequence[driver.Phase]], *, agent: str, hypers: Any
 ) -> results.Result:
     """Train `settings.seeds` runs of the agents that `phases` makes for the environment, and write the run directory.
 
-    Prints what it does; returns what it wrote. Raises BadInput before anything is compiled or written.
+    Prints what it does; returns what it wrote. Raises BadInput for what cannot be run, before anything is trained.
     """
     try:
         env = envs.make(settings.env, settings.num_envs)
+        eval_env = envs.make(settings.env, settings.eval_episodes)
         env_params = _env_params(env, settings.env_params)
         plan = phases(env.spec)
-        cast_hypers(hypers)
+        _check_finite(hypers)
+        settings = _effective(settings, env_params, sum(phase.steps for phase in plan))
         directory = results.create(settings.out or results.default_directory(agent, settings.env))
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, TypeError, OSError, OverflowError) as error:
         raise BadInput(str(error)) from error
-    total = sum(phase.steps for phase in plan)
-    eval_every = max(1, total // 10) if settings.eval_every is None else settings.eval_every
-    log_every = settings.log_every or max(1, total // 100)
-    if eval_every:
-        log_every = min(log_every, eval_every)
-    eval_env = envs.make(settings.env, settings.eval_episodes) if eval_every else None
-    print(
-        f"{agent} on {settings.env}, {settings.seeds} seed(s) of {total} steps -> {directory}",
-        flush=True,
-    )
-    with Progress(total * settings.seeds, description=f"{agent} {settings.env}") as progress:
-        outcome = driver.drive(
-            driver.seed_keys(settings.seed, settings.seeds),
-            plan,
-            env,
-            hypers,
-            length=length,
-            log_every=log_every,
-            eval_env=eval_env,
-            eval_every=eval_every,
-            eval_max_steps=int(getattr(env_params, "max_steps_in_episode", 10_000)),
-            stop_at_return=settings.stop_at_return,
-            env_params=env_params,
-            progress=progress,
-        )
+    seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
+    print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps", flush=True)
+    with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
+        outcome = _drive(settings, plan, env, hypers, env_params, eval_env if settings.eval_every else None, progress)
     summary = _summary(settings, outcome, agent, hypers)
     metrics = outcome.metrics
-    if eval_env is not None:
-        repeated = np.broadcast_to(outcome.evaluation_steps, outcome.evaluation_returns.shape[:2])
-        metrics = metrics | {
-            "evaluation_steps": repeated,
-            "evaluation_return": outcome.evaluation_returns,
-        }
+    if settings.eval_every:
+        steps = np.broadcast_to(outcome.evaluation_steps, outcome.evaluation_returns.shape[:2])
+        metrics = metrics | {"evaluation_steps": steps, "evaluation_return": outcome.evaluation_returns}
     results.write(
         directory,
-        settings=dataclasses.asdict(settings) | {"agent": agent},
+        settings=dataclasses.asdict(settings) | {"agent": agent, "versions": results.versions()},
         metrics=metrics,
         summary=summary,
     )
@@ -156,10 +132,58 @@ def run(
         metrics["environment_steps"][0],
         metrics["episode_return"],
         title=f"{agent} on {settings.env}",
-        evaluation=(outcome.evaluation_steps, outcome.evaluation_returns.mean(axis=2)) if eval_env else None,
+        evaluation=(outcome.evaluation_steps, outcome.evaluation_returns.mean(axis=2)) if settings.eval_every else None,
     )
+    if outcome.interrupted:
+        print(f"stopped by Ctrl-C after {summary['total_steps']:,} of {settings.total_steps:,} steps")
     _report(summary, directory)
     return results.load_run(directory)
+
+
+def _effective(settings: SettingsT, env_params: Any, total: int) -> SettingsT:
+    """Return the settings with what was left open filled in, and with all of the environment's numbers."""
+    eval_every = max(1, total // 10) if settings.eval_every is None else settings.eval_every
+    log_every = settings.log_every or max(1, total // 100)
+    limit = int(getattr(env_params, "max_steps_in_episode", settings.eval_max_steps))
+    if limit < 1:
+        raise ValueError(f"env_params.max_steps_in_episode is {limit}; an episode takes at least 1 step")
+    return dataclasses.replace(
+        settings,
+        eval_every=eval_every,
+        log_every=min(log_every, eval_every or log_every),
+        eval_max_steps=min(settings.eval_max_steps, limit),
+        env_params=_scalars(env_params),
+    )
+
+
+def _drive(settings, plan, env, hypers, env_params, eval_env, progress) -> driver.Outcome:
+    try:
+        return driver.drive(
+            driver.seed_keys(settings.seed, settings.seeds),
+            plan,
+            env,
+            hypers,
+            log_every=settings.log_every,
+            eval_env=eval_env,
+            eval_every=settings.eval_every,
+            eval_max_steps=settings.eval_max_steps,
+            stop_at_return=settings.stop_at_return,
+            env_params=env_params,
+            progress=progress,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise BadInput(
+            f"this does not fit into memory: seeds {settings.seeds}, num_envs {settings.num_envs}, and what the agent "
+            "keeps (a replay's capacity, a batch) take too much"
+        ) from error
+
+
+def _check_finite(hypers: Any) -> None:
+    for name, leaf in vars(cast_hypers(hypers)).items():
+        if not np.isfinite(leaf):
+            raise ValueError(f"hypers.{name} is {leaf}; it takes a finite number")
 
 
 def _default(settings: type[Settings], name: str) -> Any:
@@ -179,12 +203,15 @@ def _scalars(params: Any) -> dict[str, Any]:
 
 def _env_params(env: envs.Env, changes: dict[str, Any] | None) -> Any:
     """Return the environment's parameters with `changes`, of the same dtypes: a new value is no new program."""
-    unknown = set(changes or {}) - set(vars(env.params))
-    if unknown:
-        raise ValueError(
-            f"env_params has {', '.join(sorted(unknown))}; {env.name} takes {', '.join(sorted(vars(env.params)))}"
-        )
-    arrays = {name: np.asarray(value, getattr(env.params, name).dtype) for name, value in (changes or {}).items()}
+    arrays = {}
+    for name, value in (changes or {}).items():
+        if name not in vars(env.params):
+            raise ValueError(f"env_params has {name}; {env.name} takes {', '.join(sorted(vars(env.params)))}")
+        own = getattr(env.params, name)
+        arrays[name] = np.asarray(value).astype(own.dtype)
+        if arrays[name].shape != own.shape or not np.isclose(arrays[name], value).all():
+            kind = "a whole number" if own.dtype.kind == "i" else f"{own.dtype} of shape {own.shape}"
+            raise ValueError(f"env_params.{name} is {value!r}; {env.name} takes {kind}")
     return dataclasses.replace(env.params, **arrays)
 
 
@@ -199,15 +226,18 @@ def _summary(settings: Settings, outcome: driver.Outcome, agent: str, hypers: An
     evaluation = None
     if outcome.evaluation_returns.size:
         final = outcome.evaluation_returns[:, -1]
-        evaluation = {"episodes": final.shape[1]} | scores.summary(final.mean(axis=1))
+        unfinished = (~outcome.evaluation_finished[:, -1]).sum(axis=1)
+        evaluation = {"episodes": final.shape[1], "unfinished": unfinished.tolist()}
+        evaluation |= scores.summary(np.where(outcome.diverged, np.nan, final.mean(axis=1)))
     return {
         "agent": agent,
         "env": settings.env,
         "seeds": settings.seeds,
         "total_steps": steps,
         "hypers": dataclasses.asdict(hypers),
-        "episode_return": scores.summary(returns),
+        "episode_return": scores.summary(np.where(outcome.diverged, np.nan, returns)),
         "evaluation": evaluation,
+        "diverged": np.flatnonzero(outcome.diverged).tolist(),
         "seconds": {"compile": outcome.compile_seconds, "run": outcome.run_seconds},
         "steps_per_second": settings.seeds * steps / outcome.run_seconds,
         "versions": results.versions(),

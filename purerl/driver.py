@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Key, PyTree
 
-from purerl import evaluate, loop
+from purerl import evaluate, loop, rollout
 from purerl.base import Agent, cast_hypers
 from purerl.metrics import Progress
 
@@ -26,29 +29,32 @@ class Phase(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run left: S seeds, R rows of metrics, E evaluations."""
+    """What runs left; S seeds, R rows of metrics, E evaluations."""
 
-    run: PyTree  # loop.Run with a leading axis [S]
+    lanes: list[loop.Run]  # the runs in the order of their seeds, batched as they were computed: leading axis [lane]
     metrics: dict[str, np.ndarray]  # [S, R]: environment_steps, seconds, the episodes' and the agent's metrics
+    diverged: np.ndarray  # bool [S]: whether the agent's state holds a NaN
+    interrupted: bool  # whether Ctrl-C ended the runs
     evaluation_steps: np.ndarray  # int64 [E]: environment steps done before each evaluation
     evaluation_returns: np.ndarray  # float32 [S, E, episodes]
+    evaluation_finished: np.ndarray  # bool [S, E, episodes]: False where the step cap came before the episode's end
     compile_seconds: float
     run_seconds: float  # evaluations included
 
+    def run(self, seed: int) -> loop.Run:
+        """Return the run of one seed."""
+        size = len(self.lanes[0].iteration)
+        return jax.tree.map(lambda leaf: leaf[seed % size], self.lanes[seed // size])
+
 
 def seed_keys(seed: int, seeds: int) -> Key[Array, " S"]:
-    """Return one key per run; that of run i depends on `seed` and i alone, not on how many runs there are."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(seeds))
+    """Return one key per run; that of run i depends on `seed` and i alone, not on how many runs there are.
 
-
-def over_seeds(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` over the leading axis of its arguments, in the way that suits the device at hand.
-
-    On a CPU one run after another is as fast as a batch, and small loops stay small; an accelerator wants a batch.
+    Raises ValueError for a seed that is not a whole number of 32 bits: larger ones would repeat smaller ones.
     """
-    if jax.default_backend() == "cpu":
-        return lambda *batch: jax.lax.map(lambda one: function(*one), batch)
-    return jax.vmap(function)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it takes a whole number from 0 to 2**32 - 1")
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(seeds))
 
 
 def drive(
@@ -66,93 +72,158 @@ def drive(
     env_params: PyTree = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Train one run per key, all as one program, in chunks of about `log_every` steps that give a row of metrics each.
+    """Train one run per key with one compilation, in chunks of about `log_every` steps: a row of metrics for each.
 
     Every `eval_every` steps, and at the end, the greedy policy plays one episode in each environment of `eval_env`.
     `stop_at_return` ends all runs once the mean over them of the latest evaluation (without evaluations: of the latest
-    chunk's episodes) has reached it. Counts are environment steps per seed, rounded up to whole chunks. What a chunk
-    measured is read while the device works on the next one: reading costs nothing, and a stop comes one chunk late.
+    chunk's episodes) has reached it; so does Ctrl-C. Counts are environment steps per seed, and a phase's are rounded
+    up to whole iterations of `length` x `num_envs`. What a chunk measured is read while the device works on the next
+    one: reading costs nothing, and a stop comes one chunk late. Raises ValueError for phases without steps.
     """
+    if not phases or any(phase.steps < 1 for phase in phases):
+        raise ValueError(f"phases take {[phase.steps for phase in phases]} steps; each takes at least 1")
     hypers = cast_hypers(hypers)
-    params = env.params if env_params is None else env_params
-    iterations = max(1, round(log_every / (length * env.spec.num_envs)))
-    chunk_steps = iterations * length * env.spec.num_envs
-    split = jax.vmap(jax.random.split)(keys)
-    run_keys, eval_keys = split[:, 0], split[:, 1]
+    params = rollout.cast_params(env, env_params)
+    per_iteration = length * env.spec.num_envs
+    chunks = list(_chunks(phases, per_iteration, max(1, round(log_every / per_iteration))))
 
     began = time.perf_counter()
-    run = _begin(run_keys, phases[0].agent, env, hypers, params)
-    programs = [_compile_advance(run, phase.agent, env, hypers, params, iterations, length) for phase in phases]
+    lanes = _lanes(jax.vmap(jax.random.split)(keys))
+    eval_keys = [lane[:, 1] for lane in lanes]
+    begin = jax.jit(lambda keys, hypers, params: _begin(keys, phases[0].agent, env, hypers, params))
+    runs = [begin(lane[:, 0], hypers, params) for lane in lanes]
+    lowered: dict[Any, Any] = {
+        chunk: _lower_advance(runs[0], phases[chunk[0]].agent, env, hypers, params, chunk[1], length)
+        for chunk in dict.fromkeys(chunks)
+    }
     if eval_env is not None:
-        judge = _compile_evaluate(eval_keys, run, phases[-1].agent, eval_env, hypers, params, eval_max_steps)
+        judge = _lower_judge(eval_keys[0], runs[0], phases[-1].agent, eval_env, hypers, params, eval_max_steps)
+        lowered["judge"] = judge
+    with ThreadPoolExecutor() as pool:
+        programs = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
     compiled = time.perf_counter()
 
-    def plan() -> Iterator[tuple[int, Any]]:
-        steps = 0
-        for phase, program in zip(phases, programs, strict=True):
-            for _ in range(-(-phase.steps // chunk_steps)):
-                steps += chunk_steps
-                yield steps, program
+    def evaluated(number: int) -> list[Any]:
+        return [
+            programs["judge"](keys, jnp.int32(number), run.agent, hypers, params)
+            for keys, run in zip(eval_keys, runs, strict=True)
+        ]
 
     judged = eval_env is not None and eval_every > 0
     history = _History(seeds=len(keys), began=compiled, judged=judged, progress=progress)
     unread: list[tuple[int, Any, Any]] = []  # what was dispatched last and is not read yet: one chunk
-    steps = evaluated = 0
-    for steps, program in plan():
-        run, metrics = program(run, hypers, params)
-        verdict = None
-        if judged and steps // eval_every > evaluated // eval_every:
-            evaluated = steps
-            verdict = judge(eval_keys, jnp.int32(steps // eval_every), run.agent, hypers, params)
-        unread.append((steps, metrics, verdict))
-        latest = history.read(*unread.pop(0)) if len(unread) > 1 else None
-        if stop_at_return is not None and latest is not None and latest >= stop_at_return:
-            break
-    history.read(*unread.pop())
-    if eval_env is not None and evaluated != steps:
-        # The last one's number is one that no other has.
-        history.read(steps, None, judge(eval_keys, jnp.int32(-1), run.agent, hypers, params))
+    steps = last_evaluated = 0
+    with _Interrupt() as interrupt:
+        for chunk in chunks:
+            # One lane after another: each is donated to its own successor, so nothing is copied.
+            advanced = [programs[chunk](run, hypers, params) for run in runs]
+            runs = [run for run, _ in advanced]
+            steps += chunk[1] * per_iteration
+            verdict = None
+            if judged and steps // eval_every > last_evaluated // eval_every:
+                last_evaluated = steps
+                verdict = evaluated(steps // eval_every)
+            unread.append((steps, [metrics for _, metrics in advanced], verdict))
+            latest = history.read(*unread.pop(0)) if len(unread) > 1 else None
+            if interrupt.asked or (stop_at_return is not None and latest is not None and latest >= stop_at_return):
+                break
+        history.read(*unread.pop())
+        if eval_env is not None and last_evaluated != steps:
+            history.read(steps, None, evaluated(-1))  # a number that no other evaluation has
+    returns, finished = history.evaluated(eval_env.spec.num_envs if eval_env is not None else 0)
     return Outcome(
-        run=run,
+        lanes=runs,
         metrics={name: np.stack(column, axis=1) for name, column in history.rows.items()},
+        diverged=np.concatenate([np.asarray(jax.jit(_has_nan)(run.agent)) for run in runs]),
+        interrupted=interrupt.asked,
         evaluation_steps=np.asarray([steps for steps, _ in history.evaluations], np.int64),
-        evaluation_returns=np.stack([returns for _, returns in history.evaluations], axis=1)
-        if history.evaluations
-        else np.zeros((len(keys), 0, 0), np.float32),
+        evaluation_returns=returns,
+        evaluation_finished=finished,
         compile_seconds=compiled - began,
         run_seconds=time.perf_counter() - compiled,
     )
 
 
+def _chunks(phases: Sequence[Phase], per_iteration: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (phase, iterations) of every chunk: whole ones of `size` iterations, and what is left of a phase."""
+    for number, phase in enumerate(phases):
+        whole, rest = divmod(-(-phase.steps // per_iteration), size)
+        yield from [(number, size)] * whole + [(number, rest)] * (rest > 0)
+
+
+def _lanes(keys: Array) -> list[Array]:
+    """Split what has a leading axis [S] into what is computed together, in the way that suits the device at hand.
+
+    On a CPU each seed by itself: small loops stay small, and no replay buffer is copied into a batch and out again. An
+    accelerator wants them all at once.
+    """
+    if jax.default_backend() != "cpu":
+        return [keys]
+    return [keys[seed : seed + 1] for seed in range(len(keys))]
+
+
+def _over_lane(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` over the leading axis of its arguments; a lane of one is not batched at all."""
+
+    def over(*batch):
+        if len(jax.tree.leaves(batch)[0]) > 1:
+            return jax.vmap(function)(*batch)
+        return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], batch)))
+
+    return over
+
+
 def _begin(keys: Array, agent: Agent, env: Any, hypers: PyTree, params: PyTree) -> PyTree:
     """Begin the runs one after another: a batched initialiser may call LAPACK, and two such calls can wait for ever."""
-
-    def begin(keys, hypers, params):
-        return jax.lax.map(lambda key: loop.begin(key, agent, env, hypers, env_params=params), keys)
-
-    return jax.block_until_ready(jax.jit(begin)(keys, hypers, params))
+    return jax.lax.map(lambda key: loop.begin(key, agent, env, hypers, env_params=params), keys)
 
 
-def _compile_advance(run, agent, env, hypers, params, iterations, length):
+def _lower_advance(run, agent, env, hypers, params, iterations, length):
     def advance(run, hypers, params):
-        return over_seeds(
+        return _over_lane(
             lambda run: loop.advance(run, agent, env, hypers, iterations=iterations, length=length, env_params=params)
         )(run)
 
-    return jax.jit(advance, donate_argnums=0).lower(run, hypers, params).compile()
+    return jax.jit(advance, donate_argnums=0).lower(run, hypers, params)
 
 
-def _compile_evaluate(keys, run, agent, env, hypers, params, max_steps):
-    def judge(keys, number, states, hypers, params) -> Float[Array, "S episodes"]:
+def _lower_judge(keys, run, agent, env, hypers, params, max_steps):
+    def judge(keys, number, states, hypers, params):
         def one(key, state):
             key = jax.random.fold_in(key, number)
-            return evaluate.evaluate(
-                key, agent, state, env, hypers, max_steps=max_steps, env_params=params
-            ).episode_return
+            return evaluate.evaluate(key, agent, state, env, hypers, max_steps=max_steps, env_params=params)
 
-        return over_seeds(one)(keys, states)
+        return _over_lane(one)(keys, states)
 
-    return jax.jit(judge).lower(keys, jnp.int32(0), run.agent, hypers, params).compile()
+    return jax.jit(judge).lower(keys, jnp.int32(0), run.agent, hypers, params)
+
+
+def _has_nan(state: PyTree) -> Bool[Array, " lane"]:
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    found = [jnp.any(jnp.isnan(leaf.reshape(len(leaf), -1)), axis=1) for leaf in leaves]
+    return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros(len(jax.tree.leaves(state)[0]), bool)
+
+
+class _Interrupt:
+    """Ctrl-C asks for a stop after the chunk under way; a second one ends the program at once."""
+
+    def __enter__(self) -> _Interrupt:
+        self.asked = False
+        try:
+            self.former = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:  # not the main thread, which alone hears signals
+            self.former = None
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nstopping after this chunk; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.former is not None:
+            signal.signal(signal.SIGINT, self.former)
 
 
 class _History:
@@ -161,24 +232,36 @@ class _History:
     def __init__(self, seeds: int, began: float, judged: bool, progress: Progress | None):
         self.seeds, self.began, self.judged, self.progress = seeds, began, judged, progress
         self.rows: dict[str, list[np.ndarray]] = {}
-        self.evaluations: list[tuple[int, np.ndarray]] = []
+        self.evaluations: list[tuple[int, evaluate.Evaluation]] = []
 
-    def read(self, steps: int, metrics: dict[str, Array] | None, verdict: Array | None) -> float | None:
+    def read(self, steps: int, metrics: list[Any] | None, verdict: list[Any] | None) -> float | None:
         """Fetch a chunk's metrics and evaluation, waiting for them; return the mean return that may stop the runs."""
         shown = evaluation = None
         if metrics is not None:
-            row = {name: np.asarray(values)[:, 0] for name, values in metrics.items()}
+            row = {name: np.concatenate([np.asarray(lane[name])[:, 0] for lane in metrics]) for name in metrics[0]}
             with np.errstate(invalid="ignore"):  # no episode ended: not a number
                 for name in ("episode_return", "episode_length"):
                     row[name] = row[name] / row["episodes"]
+            known = row["episode_return"][row["episodes"] > 0]
+            shown = float(np.mean(known)) if known.size else None
             row["environment_steps"] = np.full(self.seeds, steps, np.int64)
             row["seconds"] = np.full(self.seeds, time.perf_counter() - self.began)
             for name, values in row.items():
                 self.rows.setdefault(name, []).append(values)
-            shown = float(np.mean(row["episode_return"]))
         if verdict is not None:
-            self.evaluations.append((steps, np.asarray(verdict)))
-            evaluation = float(np.mean(self.evaluations[-1][1]))
+            together = jax.tree.map(lambda *lanes: np.concatenate([np.asarray(lane) for lane in lanes]), *verdict)
+            self.evaluations.append((steps, together))
+            evaluation = float(np.mean(together.episode_return))
         if self.progress:
             self.progress.update(steps * self.seeds, episode_return=shown, evaluation=evaluation)
         return evaluation if self.judged else shown
+
+    def evaluated(self, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the returns of all evaluations and whether each episode was finished: [S, E, episodes]."""
+        if not self.evaluations:
+            return np.zeros((self.seeds, 0, episodes), np.float32), np.zeros((self.seeds, 0, episodes), bool)
+        verdicts = [verdict for _, verdict in self.evaluations]
+        return (
+            np.stack([verdict.episode_return for verdict in verdicts], axis=1),
+            np.stack([verdict.finished for verdict in verdicts], axis=1),
+        )

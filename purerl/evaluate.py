@@ -30,7 +30,6 @@ def evaluate(
     *,
     max_steps: int,
     env_params: PyTree = None,
-    greedy: bool = True,
 ) -> Evaluation:
     """Act one episode in each environment of `env`, at most `max_steps` steps, and stop as soon as all have ended.
 
@@ -40,7 +39,7 @@ def evaluate(
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; an episode takes at least 1 step")
     hypers = cast_hypers(hypers)
-    params = env.params if env_params is None else env_params
+    params = rollout.cast_params(env, env_params)
     start_key, step_key = jax.random.split(key)
     counted = env.spec.num_envs
 
@@ -53,7 +52,7 @@ def evaluate(
     ) -> tuple[Array, rollout.Episodes, Evaluation]:
         step, episodes, evaluation = carry
         keys = rollout.step_keys(jax.random.fold_in(step_key, step), 1)
-        episodes, experience, totals = rollout.unroll(keys, agent, state, env, params, episodes, hypers, greedy=greedy)
+        episodes, experience, totals = rollout.unroll(keys, agent, state, env, params, episodes, hypers, greedy=True)
         ended = (experience.steps.terminated | experience.steps.truncated)[0]
         evaluation = Evaluation(
             episode_return=jnp.where(evaluation.finished, evaluation.episode_return, totals.episode_return[0]),

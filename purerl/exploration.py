@@ -13,8 +13,10 @@ def epsilon_greedy(
     """Draw a ~ (1 - epsilon) Uniform(argmax values) + epsilon Uniform(A): ties are broken evenly (S&B section 2.2).
 
     One uniform number u decides all: below epsilon it explores, and u / epsilon, again uniform, is the action; above,
-    the rest of it, stretched likewise, breaks the tie. (A second draw would double what a tabular step costs.)
+    the rest of it, stretched likewise, breaks the tie. (A second draw would double what a tabular step costs.) u has 23
+    bits, so an action's share of the exploration is off by up to 2^-23 / epsilon. Values beyond [0, 1] count as 0 or 1.
     """
+    epsilon = jnp.clip(epsilon, 0.0, 1.0)
     uniform = jax.random.uniform(key, values.shape[:-1])
     explore = uniform < epsilon
     tiny = jnp.finfo(jnp.float32).tiny

@@ -63,7 +63,7 @@ def begin(
         key=run_key,
         iteration=jnp.int32(0),
         agent=agent.init(init_key, hypers),
-        episodes=rollout.start(env_key, agent, env, _params(env, env_params)),
+        episodes=rollout.start(env_key, agent, env, rollout.cast_params(env, env_params)),
         table=table,
     )
 
@@ -87,12 +87,12 @@ def advance(
     iterations.
     """
     for name, count in {"iterations": iterations, "length": length, "rows": rows}.items():
-        if count < 1:
+        if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is {count}; it takes a whole number of at least 1")
     if iterations % rows:
         raise ValueError(f"rows is {rows}, which does not divide the {iterations} iterations")
     hypers = cast_hypers(hypers)
-    params = _params(env, env_params)
+    params = rollout.cast_params(env, env_params)
     row = iterations // rows
     block = _block(row, at_most=max(1, _STEPS_PER_BLOCK // length))
 
@@ -105,7 +105,7 @@ def advance(
         episodes, experience, totals = rollout.unroll(step_keys, agent, run.agent, env, params, run.episodes, hypers)
         state, metrics = agent.update(update_key, run.agent, experience, hypers)
         ended = experience.steps.terminated | experience.steps.truncated
-        table = _record(run.table, ended, totals) if run.table != () else ()
+        table = _record(run.table, ended, totals) if isinstance(run.table, EpisodeTable) else ()
         run = Run(key=run.key, iteration=run.iteration + 1, agent=state, episodes=episodes, table=table)
         return run, (metrics, _finished(ended, totals))
 
@@ -160,12 +160,8 @@ def train(
     )
 
 
-def _params(env: Any, env_params: PyTree) -> PyTree:
-    return env.params if env_params is None else env_params
-
-
 def _block(row: int, *, at_most: int) -> int:
-    """Return a size for blocks of a row, one that leaves no rest (which would be compiled by itself) if it can be."""
+    """Return a size for blocks of a row, one that leaves no rest (which is compiled by itself) if it can be."""
     divisor = max(size for size in range(1, at_most + 1) if row % size == 0)
     return divisor if divisor >= min(row, at_most // 4) else at_most
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def bootstrap(discount: Float[Array, ""], terminated: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
+def bootstrap_weight(discount: Float[Array, ""], terminated: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return what the value of the successor counts for: the discount, or zero where the episode terminated."""
     return discount * (1.0 - terminated)
 

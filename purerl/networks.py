@@ -44,7 +44,7 @@ def orthogonal(scale: float = 1.0, *, steps: int = 40) -> Callable[..., Float[Ar
         gaussian = jax.random.normal(key, (max(rows, columns), min(rows, columns)), jnp.float32)
         # All singular values below sqrt(3), or the iteration diverges: the Frobenius norm bounds them.
         matrix = gaussian / jnp.linalg.norm(gaussian)
-        identity = jnp.eye(matrix.shape[1])
+        identity = jnp.eye(matrix.shape[1], dtype=jnp.float32)
 
         def step(_, matrix):
             gram = jnp.matmul(matrix.T, matrix, precision="highest")
@@ -93,4 +93,6 @@ def action_values(
 ) -> Network:
     """Return a network (observation) -> Q(s, .) with these hidden layers; ValueError unless actions are discrete."""
     actions = require_discrete(spec.action, what="action", agent="an action-value network")
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"hidden is {tuple(hidden)}; each hidden layer takes at least 1 unit")
     return from_linen(ActionValues(spec.observation, actions, tuple(hidden), activation))

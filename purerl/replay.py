@@ -45,21 +45,22 @@ class SampleFn(Protocol):
 
 @pytree_dataclass
 class Buffer:
-    """One ring of observations and one of steps per environment.
+    """One ring of C observations and one of C steps per environment.
 
     Successive observations are stored once: a step's next observation is the entry after its observation. Only where an
     episode ended does the ring hold one entry more, the episode's last observation, which belongs to no step.
     """
 
-    observation: PyTree  # [C * N, ...]: entry e of environment n at (e % C) * N + n
-    action: PyTree  # [C * N, ...]: step i of environment n at (i % C) * N + n, as the three below
+    observation: PyTree  # [C * N, ...]: entry e of environment n at e * N + n
+    action: PyTree  # [C * N, ...]: step i of environment n at i * N + n, as the four below
     reward: Any  # float32
     terminated: Any  # bool
     truncated: Any  # bool
     entry: Any  # int32: the entry of the step's observation
-    steps: Any  # int32 [N]: steps added so far
-    oldest: Any  # int32 [N]: the oldest step whose observations are still there
-    entries: Any  # int32 [N]: entries written so far, the observation to come not counted
+    # Places in the rings and not totals: those would overflow in a long run.
+    next_step: Any  # int32 [N]: where the next step goes, 0 .. C-1
+    next_entry: Any  # int32 [N]: where its observation goes, 0 .. C-1
+    held: Any  # int32 [N]: how many steps, up to the last one, still have both their observations
 
 
 def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
@@ -98,30 +99,31 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
             terminated=each(bool),
             truncated=each(bool),
             entry=each(jnp.int32),
-            steps=count(),
-            oldest=count(),
-            entries=count(),
+            next_step=count(),
+            next_entry=count(),
+            held=count(),
         )
 
     def add_step(buffer: Buffer, step: Transition) -> tuple[Buffer, None]:
-        here, there = place(buffer.steps, environments), place(buffer.entries, environments)
-        following = place(buffer.entries + 1, environments)
+        here, there = place(buffer.next_step, environments), place(buffer.next_entry, environments)
+        following = place(buffer.next_entry + 1, environments)
 
         def write(into: PyTree, what: PyTree, where: Array) -> PyTree:
             return jax.tree.map(
-                lambda into, what: into.at[where].set(what, unique_indices=True, mode="promise_in_bounds"),
-                into,
-                what,
+                lambda into, what: into.at[where].set(what, unique_indices=True, mode="promise_in_bounds"), into, what
             )
 
-        entries = buffer.entries + 1 + (step.terminated | step.truncated)
-        steps = buffer.steps + 1
-        # The entry after the last step's is written too: at most two older entries are lost, and so two older steps.
-        oldest = buffer.oldest
-        entry = write(buffer.entry, buffer.entries, here)
+        entry = write(buffer.entry, buffer.next_entry, here)
+        advance = 1 + (step.terminated | step.truncated)
+        # The entries from the oldest step's to the last one written fit into the ring if they are fewer than C; the one
+        # or two that are new can cost as many old steps.
+        held = buffer.held + 1
+        oldest = buffer.next_step - buffer.held
+        used = (buffer.next_entry - entry[place(oldest, environments)]) % ring + advance
         for _ in range(2):
-            lost = (oldest < steps) & (entry[place(oldest, environments)] <= entries - ring)
-            oldest = oldest + lost
+            gap = (entry[place(oldest + 1, environments)] - entry[place(oldest, environments)]) % ring
+            lost = used >= ring
+            used, oldest, held = used - lost * gap, oldest + lost, held - lost
         observation = write(buffer.observation, step.observation, there)
         return Buffer(
             observation=write(observation, step.next_observation, following),
@@ -130,21 +132,26 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
             terminated=write(buffer.terminated, step.terminated, here),
             truncated=write(buffer.truncated, step.truncated, here),
             entry=entry,
-            steps=steps,
-            oldest=oldest,
-            entries=entries,
+            next_step=(buffer.next_step + 1) % ring,
+            next_entry=(buffer.next_entry + advance) % ring,
+            held=held,
         ), None
 
     def add(buffer: Buffer, rollout: Rollout) -> Buffer:
+        if rollout.steps.reward.shape[1] != num_envs:
+            raise ValueError(
+                f"replay was made for {num_envs} environments (spec.num_envs) and is handed a rollout of "
+                f"{rollout.steps.reward.shape[1]}"
+            )
         return jax.lax.scan(add_step, buffer, rollout.steps)[0]
 
     def sample(key: Key[Array, ""], buffer: Buffer, batch_size: int) -> tuple[Rollout, Array]:
         # How many sequences can begin in each environment.
-        starts = jnp.maximum(buffer.steps - buffer.oldest - (length - 1), 0)
+        starts = jnp.maximum(buffer.held - (length - 1), 0)
         ends = jnp.cumsum(starts)
         drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1))
         environment = jnp.searchsorted(ends, drawn, side="right", method="compare_all")
-        first = buffer.oldest[environment] + drawn - (ends - starts)[environment]
+        first = (buffer.next_step - buffer.held - (ends - starts))[environment] + drawn
         here = place(first + jnp.arange(length)[:, None], environment)  # [length, batch]
         entry = buffer.entry[here]
 

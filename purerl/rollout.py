@@ -36,6 +36,27 @@ class Totals(NamedTuple):
     episode_length: Int[Array, "T N"]
 
 
+def cast_params(env: Any, env_params: PyTree) -> PyTree:
+    """Return the environment's parameters, its own if `env_params` is None, with the shapes and dtypes of its own.
+
+    Raises ValueError for another structure or shape, and names the parameter.
+    """
+    if env_params is None:
+        return env.params
+    if jax.tree.structure(env_params) != jax.tree.structure(env.params):
+        raise ValueError(f"env_params is {env_params!r}; {env.name} takes {type(env.params).__name__}: {env.params!r}")
+
+    def cast(path: Any, leaf: Any, own: Array) -> Array:
+        if jnp.shape(leaf) != own.shape:
+            raise ValueError(
+                f"env_params{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; {env.name} takes {own.shape}. "
+                "To try many at once, vmap over env_params"
+            )
+        return jnp.asarray(leaf, own.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, env_params, env.params)
+
+
 def step_keys(key: Key[Array, ""], length: int) -> StepKeys:
     """Return the keys of `length` steps. Apart from `unroll`, so that those of many rollouts can be drawn at once."""
     keys = jax.random.split(key, (length, 2))

@@ -73,8 +73,8 @@ def bootstrap_interval(
 def summary(per_seed: ArrayLike) -> dict[str, Any]:
     """Scores of [seeds] as a JSON-ready dict: per_seed, mean, iqm, ci95 = [low, high] of the iqm.
 
-    A score that is not finite (a seed that diverged) is None in per_seed, is left out of the
-    rest, and is counted under `diverged`, a key that is there only if there are any. With one
+    A score that is not finite (a seed that diverged, or finished no episode) is None in per_seed, is left out of the
+    rest, and is counted under `without_score`, a key that is there only if there are any. With one
     score left the interval is [None, None], since one run says nothing of the spread; with
     none, mean and iqm are None too. Raises ValueError where `per_seed` is not a list of at
     least one number.
@@ -90,7 +90,7 @@ def summary(per_seed: ArrayLike) -> dict[str, Any]:
         "ci95": list(bootstrap_interval(kept)) if kept.size > 1 else [None, None],
     }
     if kept.size < scores.size:
-        result["diverged"] = int(scores.size - kept.size)
+        result["without_score"] = int(scores.size - kept.size)
     return result
 
 

@@ -1,5 +1,7 @@
 """The host's side: neither watching a run, nor judging it, nor the other seeds change it; and when it stops."""
 
+import signal
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,7 @@ def test_every_metric_is_a_row_per_chunk_of_every_seed(plain):
     assert (plain.metrics["seconds"] > 0).all()
     assert plain.metrics["seconds"].max() <= plain.run_seconds
     assert plain.compile_seconds > 0
-    assert (plain.run.iteration == 300).all()
+    assert all(plain.run(seed).iteration == 300 for seed in range(2))
     assert plain.evaluation_steps.shape == (0,)
     assert plain.evaluation_returns.shape == (2, 0, 0)
 
@@ -68,19 +70,19 @@ def test_a_seed_gives_the_run_that_the_loop_gives_and_each_seed_another(plain):
     run, metrics = jax.jit(
         lambda key: loop.train(key, agent, env, q_learning.Hypers(), iterations=300, rows=6, episode_table=0)
     )(first)
-    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[0], plain.run), run)
+    chex.assert_trees_all_equal(plain.run(0), run)
     with np.errstate(invalid="ignore"):
         returns = np.asarray(metrics["episode_return"]) / np.asarray(metrics["episodes"])
     np.testing.assert_allclose(plain.metrics["episode_return"][0], returns, rtol=1e-6)
     np.testing.assert_array_equal(plain.metrics["episodes"][0], metrics["episodes"])
-    assert (plain.run.agent.values[0] != plain.run.agent.values[1]).any()
+    assert (plain.run(0).agent.values != plain.run(1).agent.values).any()
 
 
 def test_neither_rows_nor_evaluations_change_the_run(plain):
     coarse = q_learn(log_every=300)
     watched = q_learn(log_every=50, **judged(eval_every=100))
-    chex.assert_trees_all_equal(coarse.run, plain.run)
-    chex.assert_trees_all_equal(watched.run, plain.run)
+    chex.assert_trees_all_equal(coarse.lanes, plain.lanes)
+    chex.assert_trees_all_equal(watched.lanes, plain.lanes)
     assert coarse.metrics["episodes"].shape == (2, 2)
     np.testing.assert_array_equal(coarse.metrics["episodes"].sum(1), plain.metrics["episodes"].sum(1))
     np.testing.assert_array_equal(watched.evaluation_steps, [100, 200, 300, 400, 500, 600])
@@ -91,16 +93,78 @@ def test_neither_rows_nor_evaluations_change_the_run(plain):
 
 def test_a_seed_does_not_depend_on_how_many_there_are(plain):
     three = q_learn(seeds=3)
-    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[:2], three.run), plain.run)
+    chex.assert_trees_all_equal(three.lanes[:2], plain.lanes)
     data = jax.random.key_data(driver.seed_keys(0, 3))
     np.testing.assert_array_equal(data[:2], jax.random.key_data(driver.seed_keys(0, 2)))
     others = jax.random.key_data(driver.seed_keys(1, 3))
     assert len(np.unique(np.concatenate([data, others]), axis=0)) == 6
 
 
-def test_steps_are_rounded_up_to_whole_chunks():
-    outcome = q_learn(seeds=1, steps=250, log_every=99)  # chunks of fifty iterations in two environments
-    np.testing.assert_array_equal(outcome.metrics["environment_steps"], [[100, 200, 300]])
+def test_steps_are_rounded_up_to_whole_iterations_and_the_last_chunk_is_what_is_left():
+    outcome = q_learn(seeds=1, steps=249, log_every=99)  # chunks of fifty iterations in two environments
+    np.testing.assert_array_equal(outcome.metrics["environment_steps"], [[100, 200, 250]])
+
+
+@pytest.mark.parametrize("log_every", [7, 30, 100_000])
+def test_how_often_is_logged_changes_no_phase_and_no_bit(log_every):
+    """Numbers that do not divide one another: the random phase and the learning one keep their lengths."""
+    env = envs.make("CliffWalking-purerl", 2)
+    learner = q_learning.q_learning(env.spec)
+    buffer = replay.uniform(env.spec, 40)
+    collect, learn = (replay.with_replay(learner, buffer, batch_size=4, updates=updates) for updates in (0, 1))
+    phases = [driver.Phase(collect, 26), driver.Phase(learn, 75)]
+    hypers = q_learning.Hypers()
+
+    def run(log_every):
+        return driver.drive(driver.seed_keys(0, 1), phases, env, hypers, log_every=log_every)
+
+    outcome = run(log_every)
+    assert outcome.metrics["environment_steps"][0, -1] == 26 + 76
+    chex.assert_trees_all_equal(outcome.run(0), run(50).run(0))
+
+
+def test_a_large_replay_is_not_copied_when_several_seeds_advance():
+    env = envs.make("CartPole-v1", 2)
+    learner = dqn.dqn(env.spec, networks.action_values(env.spec, (8,)))
+    agent = replay.with_replay(learner, replay.uniform(env.spec, 200_000), batch_size=4)
+    lane = driver._lanes(driver.seed_keys(0, 2))[0]
+    hypers = dqn.Hypers()
+    run = driver._begin(lane, agent, env, hypers, env.params)
+    program = driver._lower_advance(run, agent, env, hypers, env.params, iterations=10, length=1).compile()
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes > 200_000 * 4 * 4  # the observations, donated
+    assert memory.temp_size_in_bytes < 1_000_000
+
+
+def test_runs_that_diverge_are_told_apart_and_leave_the_others_as_they_are():
+    env = envs.make("CliffWalking-purerl", 1)
+    agent = q_learning.q_learning(env.spec)
+
+    def broken(key, state, rollout, hypers):
+        state, metrics = agent.update(key, state, rollout, hypers)
+        bad = jax.random.key_data(key)[0] % 2 == 0  # some seeds, some time
+        return q_learning.State(values=jnp.where(bad, jnp.nan, state.values)), metrics
+
+    keys = driver.seed_keys(0, 8)
+    outcome = driver.drive(
+        keys, [driver.Phase(agent._replace(update=broken), 1)], env, q_learning.Hypers(), log_every=1
+    )
+    assert 0 < outcome.diverged.sum() < 8
+    found = [bool(jnp.isnan(outcome.run(seed).agent.values).any()) for seed in range(8)]
+    assert found == outcome.diverged.tolist()
+
+
+def test_ctrl_c_ends_the_runs_after_a_chunk_and_keeps_what_they_did():
+    class Pressed(Progress):
+        def update(self, steps_done, **_):
+            if steps_done == 60:
+                signal.raise_signal(signal.SIGINT)
+
+    progress = Pressed(600, description="", enabled=False)
+    outcome = q_learn(seeds=1, steps=600, log_every=20, progress=progress)
+    assert outcome.interrupted
+    assert outcome.metrics["environment_steps"][0].tolist() == [20, 40, 60, 80]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_last_policy_is_judged_once_whether_or_not_an_evaluation_was_due():
@@ -123,7 +187,7 @@ def test_a_run_stops_one_chunk_after_an_evaluation_that_was_good_enough():
     outcome = walk(200, eval_env=envs.make(probes.Walk(), 2), eval_every=30, stop_at_return=0.6)
     np.testing.assert_array_equal(outcome.evaluation_returns[:, 0], np.full((2, 2), 0.625))
     np.testing.assert_array_equal(outcome.metrics["environment_steps"][0], [10, 20, 30, 40])
-    np.testing.assert_array_equal(outcome.run.iteration, [40, 40])
+    assert [int(outcome.run(seed).iteration) for seed in range(2)] == [40, 40]
     np.testing.assert_array_equal(outcome.evaluation_steps, [30, 40])
 
 
@@ -155,8 +219,11 @@ def test_phases_share_one_state_and_the_first_can_only_collect():
     outcome = driver.drive(driver.seed_keys(0, 2), phases, env, hypers, log_every=20)
 
     np.testing.assert_array_equal(outcome.metrics["environment_steps"][0], np.arange(20, 161, 20))
-    np.testing.assert_array_equal(outcome.run.agent.learner.updates, [30, 30])  # sixty steps of two environments
-    np.testing.assert_array_equal(outcome.run.agent.buffer.steps, np.full((2, 2), 80))
+    assert [int(outcome.run(seed).agent.learner.updates) for seed in range(2)] == [
+        30,
+        30,
+    ]  # sixty steps of two environments
+    assert outcome.run(1).agent.buffer.held.tolist() == [80, 80]
     assert (outcome.metrics["loss"][:, :5] == 0).all()
     assert (outcome.metrics["loss"][:, 5:] > 0).all()
 

@@ -67,7 +67,7 @@ def test_the_summary_says_what_was_run_and_what_came_of_it(left):
     summary = json.loads((out / "summary.json").read_text())
     assert set(summary) == {
         *("agent", "env", "seeds", "total_steps", "hypers", "episode_return", "evaluation"),
-        *("seconds", "steps_per_second", "versions"),
+        *("diverged", "seconds", "steps_per_second", "versions"),
     }
     steps = {"q_learning": 400, "dqn": 200}[name]
     assert summary["agent"] == name
@@ -102,7 +102,7 @@ def test_every_array_of_metrics_leads_with_seeds_and_agrees_with_the_summary(lef
 def test_the_time_limit_of_the_environment_is_that_of_the_command_line(left):
     name, out = left
     found = results.load(out)
-    assert found.settings["env_params"] == {"max_steps_in_episode": 7}
+    assert found.settings["env_params"]["max_steps_in_episode"] == 7
     ended = found.metrics["episodes"] > 0
     assert ended.any()
     assert found.metrics["episode_length"][ended].max() == 7
@@ -144,7 +144,7 @@ def test_sarsa_and_flags_of_environment_and_hypers_reach_the_run(tmp_path):
     found = run("sarsa", tmp_path / "run", *flags, "--eval-every", "0")
     assert found.summary["hypers"]["learning_rate"] == 0.25
     assert found.settings["hypers"]["learning_rate"] == 0.25
-    assert found.settings["env_params"] == {"step_reward": -2, "max_steps_in_episode": 7}
+    assert found.settings["env_params"] == {"step_reward": -2, "max_steps_in_episode": 7, "cliff_reward": -100}
     ended = found.metrics["episodes"] > 0
     assert ended.any()
     assert found.metrics["episode_length"][ended].max() == 7
@@ -167,6 +167,17 @@ BAD = {
     "no environments": ("dqn", ["--num-envs", "0"], "num_envs is 0"),
     "a negative pause": ("q_learning", ["--eval-every", "-1"], "eval_every is -1"),
     "a return that is no number": ("q_learning", ["--stop-at-return", "nan"], "stop_at_return"),
+    "a folder within a file": ("q_learning", ["--out", f"{__file__}/run"], "Not a directory"),
+    "no unit in a layer": ("dqn", ["--hidden", "8", "0"], "hidden is (8, 0); each hidden layer takes at least 1"),
+    "no time": ("dqn", ["--env-params.max-steps-in-episode", "0"], "max_steps_in_episode is 0; an episode takes"),
+    "endless time": (
+        "dqn",
+        ["--env-params.max-steps-in-episode", str(10**12)],
+        "max_steps_in_episode is 1000000000000",
+    ),
+    "a negative seed": ("q_learning", ["--seed", "-1"], "seed is -1; it takes a whole number from 0"),
+    "a seed of many bits": ("q_learning", ["--seed", str(2**32)], "seed is 4294967296; it takes"),
+    "a rate that is no number": ("sarsa", ["--hypers.learning-rate", "nan"], "hypers.learning_rate is nan"),
     "a capacity that does not divide": ("dqn", ["--capacity", "101"], "capacity is 101"),
     "an empty batch": ("dqn", ["--batch-size", "0"], "batch_size is 0"),
     "a directory that holds a run": ("q_learning", ["--out", "FINISHED"], "already holds a finished run"),

@@ -48,7 +48,7 @@ def test_td_errors_are_those_of_rlax(name, discount):
     ours, theirs, extra = TD_ERRORS[name]
     x = batch_of(seed=1)
     rest = [x[key] for key in extra]
-    bootstrap = losses.bootstrap(jnp.float32(discount), x["terminated"])
+    bootstrap = losses.bootstrap_weight(jnp.float32(discount), x["terminated"])
     error = ours(x["reward"], bootstrap, x["next_values"], *rest) - losses.select(x["values"], x["action"])
 
     discount_t = discount * (1.0 - x["terminated"].astype(jnp.float32))
@@ -62,7 +62,7 @@ def test_td_errors_are_those_of_rlax(name, discount):
 def test_targets_take_any_leading_axes(name, leading):
     target, _, extra = TD_ERRORS[name]
     x = batch_of(seed=2, leading=leading)
-    bootstrap = losses.bootstrap(jnp.float32(0.9), x["terminated"])
+    bootstrap = losses.bootstrap_weight(jnp.float32(0.9), x["terminated"])
     arguments = [x["reward"], bootstrap, x["next_values"], *(x[key] for key in extra)]
     whole = target(*arguments)
     assert whole.shape == leading
@@ -76,7 +76,7 @@ def test_targets_take_any_leading_axes(name, leading):
 def test_a_terminated_transition_has_its_reward_as_target(name):
     target, _, extra = TD_ERRORS[name]
     x = batch_of(seed=3)
-    bootstrap = losses.bootstrap(jnp.float32(0.99), jnp.ones(BATCH, bool))
+    bootstrap = losses.bootstrap_weight(jnp.float32(0.99), jnp.ones(BATCH, bool))
     np.testing.assert_array_equal(
         target(x["reward"], bootstrap, x["next_values"], *(x[key] for key in extra)), x["reward"]
     )
@@ -95,7 +95,7 @@ def test_double_q_learning_judges_with_one_estimate_what_the_other_chose():
 
 
 def test_bootstrap_is_the_discount_or_nothing():
-    bootstrap = losses.bootstrap(jnp.float32(0.9), jnp.array([[True, False]]))
+    bootstrap = losses.bootstrap_weight(jnp.float32(0.9), jnp.array([[True, False]]))
     np.testing.assert_array_equal(bootstrap, np.float32([[0.0, 0.9]]))
 
 

@@ -124,10 +124,9 @@ def test_a_full_ring_holds_all_that_its_capacity_allows():
     experience, buffer = Experience([0.0, 1.0, 0.5]), replay.init()
     for _ in range(25):
         buffer = add(buffer, experience.rollout(4))
-    live = np.asarray(buffer.steps - buffer.oldest)
+    live = np.asarray(buffer.held)
     assert live.tolist()[:2] == [10, 5]
     assert live.tolist() == [len(steps) for steps in experience.live(11)]
-    assert buffer.steps.tolist() == [100] * 3
 
 
 @pytest.mark.parametrize("ends", [[0.3, 0.3, 0.3], [1.0, 0.0, 0.5]])
@@ -180,7 +179,7 @@ def test_a_smallest_buffer_always_holds_a_sequence_once_it_did():
         for number in range(30):
             buffer = add(buffer, experience.rollout(1))
             live = [len(steps) for steps in experience.live(2 * length + 1)]
-            assert (buffer.steps - buffer.oldest).tolist() == live
+            assert buffer.held.tolist() == live
             assert bool(sample(jax.random.key(number), buffer)[1]) == (number + 1 >= length)
         assert min(live) >= length
 
@@ -407,14 +406,14 @@ def test_without_updates_it_fills_and_learns_nothing():
     for number in range(3):
         state, metrics = jax.jit(collecting.update)(jax.random.key(number), state, small(experience.rollout(4)), hypers)
     assert_same(state.learner, begun.learner)
-    np.testing.assert_array_equal(state.buffer.steps, [12] * 3)
+    np.testing.assert_array_equal(state.buffer.held, [12] * 3)
     assert {name: float(value) for name, value in metrics.items()} == {"loss": 0.0, "value": 0.0}
 
     # What it collected, the learning agent goes on with.
     state, more = jax.jit(learning.update)(jax.random.key(9), state, small(experience.rollout(4)), hypers)
     assert jax.tree.map(lambda m: (m.shape, m.dtype), more) == jax.tree.map(lambda m: (m.shape, m.dtype), metrics)
     assert state.learner.updates == 3
-    np.testing.assert_array_equal(state.buffer.steps, [16] * 3)
+    np.testing.assert_array_equal(state.buffer.held, [16] * 3)
     assert all(np.any(one != other) for one, other in zip(
         jax.tree.leaves(state.learner.params), jax.tree.leaves(begun.learner.params), strict=True
     ) if one.ndim > 1)  # fmt: skip
@@ -448,3 +447,19 @@ def test_an_update_of_a_donated_state_copies_no_buffer():
         assert memory.alias_size_in_bytes >= size
         temporary.append(memory.temp_size_in_bytes)
     assert temporary[0] == temporary[1]
+
+
+def test_places_stay_within_the_rings_however_long_it_runs():
+    replay = uniform(spec_of(3), 33)
+    add, _ = compiled(replay, 1)
+    experience, buffer = Experience([0.0, 1.0, 0.5]), replay.init()
+    for _ in range(30):
+        buffer = add(buffer, experience.rollout(4))
+        for places in (buffer.next_step, buffer.next_entry, buffer.entry, buffer.held):
+            assert 0 <= int(places.min()) <= int(places.max()) < 11
+
+
+def test_a_rollout_of_another_number_of_environments_is_refused():
+    replay = uniform(spec_of(3), 33)
+    with pytest.raises(ValueError, match="replay was made for 3 environments"):
+        replay.add(replay.init(), Experience([0.2] * 2).rollout(1))

@@ -79,10 +79,10 @@ def test_summary_of_seeds():
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_summary_leaves_diverged_seeds_out():
+def test_summary_leaves_seeds_without_a_score_out():
     found = scores.summary([1.0, np.nan, 3.0, np.inf])
     assert found["per_seed"] == [1.0, None, 3.0, None]
-    assert (found["mean"], found["iqm"], found["diverged"]) == (2.0, 2.0, 2)
+    assert (found["mean"], found["iqm"], found["without_score"]) == (2.0, 2.0, 2)
     assert tuple(found["ci95"]) == scores.bootstrap_interval([1.0, 3.0])
     json.dumps(found, allow_nan=False)
     # What was written can be summed up again.
@@ -92,7 +92,7 @@ def test_summary_leaves_diverged_seeds_out():
 def test_summary_of_one_seed_and_of_none():
     one = {"per_seed": [7.0], "mean": 7.0, "iqm": 7.0, "ci95": [None, None]}
     assert scores.summary([7]) == one
-    none = {"per_seed": [None], "mean": None, "iqm": None, "ci95": [None, None], "diverged": 1}
+    none = {"per_seed": [None], "mean": None, "iqm": None, "ci95": [None, None], "without_score": 1}
     assert scores.summary([np.nan]) == none
 
 

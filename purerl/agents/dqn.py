@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from purerl import exploration, losses
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_discrete, zeros
@@ -16,7 +17,9 @@ from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, requi
 class Hypers:
     """The numbers of DQN."""
 
-    learning_rate: float = 2.5e-4  # Adam's
+    learning_rate: float = 5e-4  # Adam's before the first update ...
+    learning_rate_end: float = 2.5e-5  # ... and from update `learning_rate_horizon` on
+    learning_rate_horizon: float = 40_000.0  # updates
     discount: float = 0.99  # gamma, [0, 1]
     epsilon_start: float = 1.0  # probability of a random action before the first update ...
     epsilon_end: float = 0.05  # ... and from update `epsilon_horizon` on
@@ -40,9 +43,12 @@ class State:
     updates: Any  # int32
 
 
-def optimizer(hypers: Hypers) -> optax.GradientTransformation:
-    """Return Adam with the numbers of `hypers`."""
-    return optax.adam(hypers.learning_rate, b1=hypers.adam_b1, b2=hypers.adam_b2, eps=hypers.adam_eps)
+def optimizer(hypers: Hypers, updates: Int[Array, ""]) -> optax.GradientTransformation:
+    """Return Adam with the numbers of `hypers`, and the learning rate that is due after so many updates."""
+    rate = exploration.linear_schedule(
+        updates, start=hypers.learning_rate, end=hypers.learning_rate_end, horizon=hypers.learning_rate_horizon
+    )
+    return optax.adam(rate, b1=hypers.adam_b1, b2=hypers.adam_b2, eps=hypers.adam_eps)
 
 
 def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
@@ -61,7 +67,7 @@ def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
-            optimizer=optimizer(hypers).init(params),
+            optimizer=optimizer(hypers, jnp.int32(0)).init(params),
             updates=jnp.int32(0),
         )
 
@@ -77,7 +83,7 @@ def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
 
     def target(state, steps, hypers):
         next_values = network.apply(state.target_params, steps.next_observation)
-        bootstrap = losses.bootstrap(hypers.discount, steps.terminated)
+        bootstrap = losses.bootstrap_weight(hypers.discount, steps.terminated)
         if not double:
             return losses.q_learning_target(steps.reward, bootstrap, next_values)
         next_selector = network.apply(state.params, steps.next_observation)
@@ -90,7 +96,7 @@ def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
     def update(key, state, rollout, hypers):
         targets = target(state, rollout.steps, hypers)
         (error, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, rollout.steps, targets, hypers)
-        step, optimizer_state = optimizer(hypers).update(gradient, state.optimizer, state.params)
+        step, optimizer_state = optimizer(hypers, state.updates).update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, step)
         updates = state.updates + 1
         copy = updates % jnp.maximum(jnp.int32(hypers.target_period), 1) == 0

@@ -47,7 +47,7 @@ def q_learning(spec: Spec) -> Agent:
         return exploration.epsilon_greedy(key, state.values[observation], epsilon), memory
 
     def learn(values, step, hypers):
-        bootstrap = losses.bootstrap(hypers.discount, step.terminated)
+        bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
         target = losses.q_learning_target(step.reward, bootstrap, values[step.next_observation])
         # Not indexed directly: XLA would read it twice, before and after the write, and copy the table for that.
         value = losses.select(values[step.observation], step.action)

@@ -78,7 +78,7 @@ def sarsa(spec: Spec) -> Agent:
         values, waited_error = move(values, waiting, target, waiting.open, hypers)
 
         ended = step.terminated | step.truncated
-        bootstrap = losses.bootstrap(hypers.discount, step.terminated)
+        bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
         next_values = values[step.next_observation]
         policy = exploration.epsilon_greedy_policy(next_values, hypers.epsilon)
         target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
@@ -95,6 +95,12 @@ def sarsa(spec: Spec) -> Agent:
         return values.at[step.observation, step.action].set(value + hypers.learning_rate * error), error
 
     def update(key, state, rollout, hypers):
+        if rollout.steps.reward.shape[1] != spec.num_envs:
+            raise ValueError(
+                f"sarsa was made for {spec.num_envs} environments (spec.num_envs) and is handed a rollout of "
+                f"{rollout.steps.reward.shape[1]}"
+            )
+
         def at_time(state, step):
             values, (waiting, errors) = jax.lax.scan(
                 lambda values, transition: learn(values, transition, hypers),

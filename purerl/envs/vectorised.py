@@ -116,9 +116,7 @@ class _Types:
         # Two rounds: what is promoted by one step may promote another leaf at the next.
         for _ in range(2):
             stepped = jax.eval_shape(environment.step_env, key, both[1], action, params)[:2]
-            both = jax.tree.map(
-                lambda old, new: jax.ShapeDtypeStruct(old.shape, jnp.promote_types(old.dtype, new.dtype)), both, stepped
-            )
+            both = jax.tree.map(_promoted, both, stepped)
         self.observation, self.state = both
         self.action = action.dtype if isinstance(space, spaces.Box) else jnp.int32
 
@@ -126,9 +124,18 @@ class _Types:
         """Return both with the fixed dtypes, strongly typed."""
 
         def fix(leaf: Any, fixed: jax.ShapeDtypeStruct) -> Array:
-            return jax.lax.convert_element_type(leaf, fixed.dtype)
+            return leaf if _is_key(fixed) else jax.lax.convert_element_type(leaf, fixed.dtype)
 
         return jax.tree.map(fix, (observation, state), (self.observation, self.state))
+
+
+def _promoted(old: Any, new: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(old.shape, old.dtype if _is_key(old) else jnp.promote_types(old.dtype, new.dtype))
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether an environment keeps a random key here: it has one dtype, and takes part in no promotion."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> tuple[ResetFn, StepFn]:
