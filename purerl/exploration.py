@@ -40,9 +40,9 @@ def epsilon_greedy_policy(
 def linear_schedule(
     count: Int[Array, ""],
     *,
-    start: Float[Array, ""],
-    end: Float[Array, ""],
-    horizon: Float[Array, ""],
+    start: Float[Array, ""] | float,
+    end: Float[Array, ""] | float,
+    horizon: Float[Array, ""] | float,
 ) -> Float[Array, ""]:
     """Go from `start` at count 0 to `end` at count `horizon` in a straight line, and stay there."""
     return start + (end - start) * jnp.clip(count / jnp.maximum(horizon, 1.0), 0.0, 1.0)
