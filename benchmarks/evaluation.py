@@ -37,7 +37,7 @@ def run_seconds(module, settings) -> float:
 
 def main() -> None:
     """Time both, in turn, three times."""
-    for name in ("dqn", "q_learning"):
+    for name in ("dqn", "q_learning", "sarsa"):
         module = experiment(name)
         settings = module.Settings()
         pairs = []

@@ -14,7 +14,7 @@ class Settings(cli.Settings):
     """SARSA's flags."""
 
     env: str = "CliffWalking-purerl"
-    total_steps: int = 100_000
+    total_steps: int = 500_000
     hypers: sarsa.Hypers = sarsa.Hypers()
 
 
