@@ -1,6 +1,6 @@
 # Everything happens in .venv. Works with GNU make 3.81 and any POSIX sh.
 PYTHON ?= python3
-DEMO_ARGS ?= --env CartPole-v1 --total-steps 200000
+DEMO_ARGS ?= --env CartPole-v1 --total-steps 500000
 
 VENV := .venv
 BIN := $(VENV)/bin
