@@ -65,6 +65,10 @@ class Discrete:
     shape: tuple[int, ...] = ()
     dtype: Any = np.dtype(np.int32)
 
+    def __repr__(self) -> str:
+        """Return the number of values, which says all."""
+        return f"Discrete({self.n})"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Box:
@@ -207,13 +211,15 @@ def cast_hypers(hypers: T) -> T:
     def cast(path: Any, leaf: Any) -> Array:
         name = f"{type(hypers).__name__}{jax.tree_util.keystr(path)}"
         try:
-            leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+            array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         except ValueError as error:  # a ragged list
             raise TypeError(f"{name} is {leaf!r}; it takes a number") from error
-        if leaf.dtype.kind not in "biuf" and leaf.dtype != jnp.bfloat16:
-            raise TypeError(f"{name} is {leaf}; it takes a number")
-        if leaf.shape != ():
-            raise ValueError(f"{name} has shape {leaf.shape}; it takes a number. To try many at once, vmap over hypers")
-        return jnp.asarray(leaf, jnp.float32)
+        if array.dtype.kind not in "biuf" and array.dtype != jnp.bfloat16:
+            raise TypeError(f"{name} is {leaf!r}; it takes a number")
+        if array.shape != ():
+            raise ValueError(
+                f"{name} has shape {array.shape}; it takes a number. To try many at once, vmap over hypers"
+            )
+        return jnp.asarray(array, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(cast, hypers, is_leaf=plain)

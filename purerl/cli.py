@@ -110,6 +110,7 @@ def run(
         _check_finite(hypers)
         settings = _effective(settings, env_params, sum(phase.steps for phase in plan))
         directory = results.create(settings.out or results.default_directory(agent, settings.env))
+        settings = dataclasses.replace(settings, out=directory)
     except (ValueError, TypeError, OSError, OverflowError) as error:
         raise BadInput(str(error)) from error
     seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"

@@ -135,7 +135,7 @@ def test_hypers_are_cast_inside_a_trace():
 
 def test_a_hyper_of_the_wrong_shape_is_named():
     for wrong in (np.zeros(3), jnp.zeros((3,))):
-        with pytest.raises(ValueError, match=r"Nested\.point\.x has shape \(3,\).*single number.*vmap"):
+        with pytest.raises(ValueError, match=r"Nested\.point\.x has shape \(3,\).*it takes a number.*vmap"):
             base.cast_hypers(Nested(point=Point(x=wrong)))
 
 

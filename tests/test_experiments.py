@@ -225,7 +225,7 @@ def test_the_flags_of_the_environment_named_are_shown_in_the_help(capsys):
     assert end.value.code == 0
     assert "--env-params.gravity" in shown
     assert "--hypers.learning-rate" in shown
-    assert "environment steps acted at random first" in shown
+    assert "environment steps before the first update" in shown
 
 
 def test_unknown_parameters_given_from_python_are_named(tmp_path):

@@ -186,9 +186,9 @@ def test_a_bad_count_is_named_with_what_it_takes(options, words):
     [
         (jnp.zeros(3), ValueError, "Hypers.learning_rate has shape (3,); it takes a number"),
         ([0.1, 0.2], ValueError, "Hypers.learning_rate has shape (2,); it takes a number"),
-        ("0.5", TypeError, "Hypers.learning_rate is 0.5; it takes a number"),
+        ("0.5", TypeError, "Hypers.learning_rate is '0.5'; it takes a number"),
         (None, TypeError, "Hypers.learning_rate is None; it takes a number"),
-        ("fast", TypeError, "Hypers.learning_rate is fast; it takes a number"),
+        ("fast", TypeError, "Hypers.learning_rate is 'fast'; it takes a number"),
     ],
 )
 def test_a_bad_hyper_is_named_with_what_it_takes(leaf, error, words):
