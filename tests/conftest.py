@@ -9,7 +9,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-# Test modules import helpers that lie beside this file, and importlib mode leaves sys.path alone.
+# Test modules import modules that lie beside this file, and importlib mode leaves sys.path alone.
 sys.path.append(str(Path(__file__).parent))
 
 import slow_tier

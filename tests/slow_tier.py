@@ -1,6 +1,6 @@
 """The slow tier's notebook: one row per slow test in slow_results.jsonl, kept from run to run.
 
-Learning tests take minutes, so a row outlives the session that wrote it: it says what was found, on
+Learning tests take minutes, so a row outlives the run that wrote it: it says what was found, on
 which commit and from which source, and a test whose source has not changed need not run again.
 """
 
