@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from purerl import cli, networks, replay
+from purerl import cli, exploration, networks, replay
 from purerl.agents import dqn
 from purerl.base import Spec
 from purerl.driver import Phase
@@ -17,8 +18,13 @@ class Settings(cli.Settings):
     env: str = "CartPole-v1"
     num_envs: int = 10
     total_steps: int = 500_000
+    filters: tuple[int, ...] = ()  # 3 x 3 filters of each convolution before the hidden layers, for pictures
     hidden: tuple[int, ...] = (120, 84)  # widths of the network's hidden layers
+    dueling: bool = False  # the network ends in state values and advantages
     double: bool = True  # the online network chooses the action, the target network judges it
+    n_step: int = 1  # rewards in a target
+    explore: Literal["epsilon_greedy", "boltzmann", "ucb"] = "epsilon_greedy"  # ucb only where states are numbered
+    schedule: Literal["linear", "exponential"] = "linear"  # how exploration goes from its start to its end
     capacity: int = 50_000  # observations in replay
     batch_size: int = 128
     updates: int = 1  # learning steps each time that all environments have stepped once
@@ -32,8 +38,15 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
         raise ValueError(
             f"learning_starts is {settings.learning_starts}; it takes 1 to total_steps - 1 = {settings.total_steps - 1}"
         )
-    learner = dqn.dqn(spec, networks.action_values(spec, settings.hidden), double=settings.double)
-    buffer = replay.uniform(spec, settings.capacity)
+    learner = dqn.dqn(
+        spec,
+        networks.action_values(spec, settings.hidden, filters=settings.filters, dueling=settings.dueling),
+        double=settings.double,
+        n_step=settings.n_step,
+        explore=getattr(exploration, settings.explore),
+        schedule=getattr(exploration, f"{settings.schedule}_schedule"),
+    )
+    buffer = replay.uniform(spec, settings.capacity, length=settings.n_step)
 
     def agent(updates: int):
         return replay.with_replay(learner, buffer, batch_size=settings.batch_size, updates=updates)

@@ -113,6 +113,15 @@ def require_discrete(space: PyTree, *, what: str, agent: str) -> int:
     return space.n
 
 
+def require_num_envs(rollout: Rollout, num_envs: int, *, what: str) -> None:
+    """Raise a ValueError that names `what` was made for `num_envs` environments if a rollout is from another number."""
+    if rollout.steps.reward.shape[1] != num_envs:
+        raise ValueError(
+            f"{what} was made for {num_envs} environments (spec.num_envs) and is handed a rollout of "
+            f"{rollout.steps.reward.shape[1]}"
+        )
+
+
 # --- the functions --------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +172,22 @@ class UpdateFn(Protocol):
         ...
 
 
+@runtime_checkable
+class ObserveFn(Protocol):
+    def __call__(self, state: PyTree, rollout: Rollout) -> PyTree:
+        """Take note of new experience in what is no learning, such as counts and moments, and return the state.
+
+        Called once with every new rollout, before `update`; what `update` learns from may come from replay, many times.
+        """
+        ...
+
+
+def no_observe(state: PyTree, rollout: Rollout) -> PyTree:
+    """Return the state as it is: the `observe` of an agent that keeps nothing but what it learns."""
+    del rollout
+    return state
+
+
 class Agent(NamedTuple):
     """A learning algorithm. Factories take `spec`, networks and whatever changes the program; numbers are `hypers`."""
 
@@ -170,6 +195,7 @@ class Agent(NamedTuple):
     start: StartFn
     act: ActFn
     update: UpdateFn
+    observe: ObserveFn = no_observe
 
 
 def no_memory(num_envs: int) -> tuple[()]:

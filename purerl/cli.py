@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ class Settings:
 
     env: str  # name of an environment that gymnax knows
     num_envs: int = 1  # environments stepped together
+    observation_dtype: Literal["bool", "uint8"] | None = None  # what observations are kept in; bool for MinAtar's
     total_steps: int = 100_000  # environment steps per seed
     seeds: int = 1  # independent runs, trained as one program
     seed: int = 0  # what all keys are made of
@@ -103,8 +104,8 @@ def run(
     Prints what it does; returns what it wrote. Raises BadInput for what cannot be run, before anything is trained.
     """
     try:
-        env = envs.make(settings.env, settings.num_envs)
-        eval_env = envs.make(settings.env, settings.eval_episodes)
+        env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
+        eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = _env_params(env, settings.env_params)
         plan = phases(env.spec)
         _check_finite(hypers)

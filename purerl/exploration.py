@@ -1,48 +1,169 @@
-"""How a value becomes an action."""
+"""How values become a policy, and a policy an action.
+
+A way to explore is an `Exploration` that the factory of an agent takes (`explore=`): `epsilon_greedy`, `boltzmann`, `ucb`.
+Each has one number, traced: the hyper `exploration` of the agent, or what its schedule makes of it. An action whose value
+is -inf is never chosen, which is how illegal ones are masked.
+"""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from purerl.base import Rollout, Spec, require_discrete
 
-def epsilon_greedy(
-    key: Key[Array, ""], values: Float[Array, "*batch A"], epsilon: Float[Array, ""] | float
-) -> Int[Array, "*batch"]:
-    """Draw a ~ (1 - epsilon) Uniform(argmax values) + epsilon Uniform(A): ties are broken evenly (S&B section 2.2).
+Number = Float[Array, ""] | float
 
-    One uniform number u decides all: below epsilon it explores, and u / epsilon, again uniform, is the action; above,
-    the rest of it, stretched likewise, breaks the tie. (A second draw would double what a tabular step costs.) u has 23
-    bits, so an action's share of the exploration is off by up to 2^-23 / epsilon. Values beyond [0, 1] count as 0 or 1.
+
+class Exploration(NamedTuple):
+    """A way to explore as three pure functions; `visits` is what it remembers, () if nothing."""
+
+    init: InitFn
+    observe: ObserveFn
+    policy: PolicyFn
+
+
+@runtime_checkable
+class InitFn(Protocol):
+    def __call__(self, spec: Spec) -> Any:
+        """Return the visits before the first step; ValueError for an environment in which they cannot be counted."""
+        ...
+
+
+@runtime_checkable
+class ObserveFn(Protocol):
+    def __call__(self, visits: Any, rollout: Rollout) -> Any:
+        """Return the visits with those of a new rollout."""
+        ...
+
+
+@runtime_checkable
+class PolicyFn(Protocol):
+    def __call__(
+        self, values: Float[Array, "*batch A"], visits: Any, observation: Any, number: Number
+    ) -> Float[Array, "*batch A"]:
+        """Return the probabilities of the actions in states observed as `observation` that have these values."""
+        ...
+
+
+# --- policies -------------------------------------------------------------------------------------------------------
+
+
+def greedy_policy(values: Float[Array, "*batch A"]) -> Float[Array, "*batch A"]:
+    """Return Uniform(argmax values): ties are broken evenly."""
+    best = values >= jnp.max(values, axis=-1, keepdims=True)
+    return best / jnp.sum(best, axis=-1, keepdims=True, dtype=jnp.float32)
+
+
+def epsilon_greedy_policy(values: Float[Array, "*batch A"], epsilon: Number) -> Float[Array, "*batch A"]:
+    """Return (1 - epsilon) Uniform(argmax values) + epsilon Uniform(A) (S&B section 2.2).
+
+    Epsilon beyond [0, 1] counts as 0 or 1.
     """
     epsilon = jnp.clip(epsilon, 0.0, 1.0)
-    uniform = jax.random.uniform(key, values.shape[:-1])
-    explore = uniform < epsilon
-    tiny = jnp.finfo(jnp.float32).tiny
-    exploring, exploiting = jnp.maximum(epsilon, tiny), jnp.maximum(1.0 - epsilon, tiny)
-    stretched = jnp.where(explore, uniform / exploring, (uniform - epsilon) / exploiting)
-    candidates = explore[..., None] | (values >= jnp.max(values, axis=-1, keepdims=True))
-    count = jnp.sum(candidates, axis=-1, dtype=jnp.int32)
-    # float32 arithmetic can round the product up to the count itself
-    chosen = jnp.minimum(jnp.int32(stretched * count), count - 1)
-    return jnp.argmax(jnp.cumsum(candidates, axis=-1, dtype=jnp.int32) > chosen[..., None], axis=-1).astype(jnp.int32)
-
-
-def epsilon_greedy_policy(
-    values: Float[Array, "*batch A"], epsilon: Float[Array, ""] | float
-) -> Float[Array, "*batch A"]:
-    """Return the probabilities [..., A] with which `epsilon_greedy` draws."""
     best = values >= jnp.max(values, axis=-1, keepdims=True)
-    return (1.0 - epsilon) * best / jnp.sum(best, axis=-1, keepdims=True) + epsilon / values.shape[-1]
+    possible = best | (values > -jnp.inf)
+    # Quotients first and then their sum: a product that feeds a sum is rounded once or twice, as XLA happens to fuse.
+    exploring = epsilon / jnp.sum(possible, axis=-1, keepdims=True, dtype=jnp.float32)
+    exploiting = (1.0 - epsilon) / jnp.sum(best, axis=-1, keepdims=True, dtype=jnp.float32)
+    return jnp.where(best, exploiting + exploring, jnp.where(possible, exploring, 0.0))
 
 
-def linear_schedule(
-    count: Int[Array, ""],
+def boltzmann_policy(values: Float[Array, "*batch A"], temperature: Number) -> Float[Array, "*batch A"]:
+    """Return softmax(values / temperature) (S&B equation 2.11 with values for preferences); at 0, the greedy policy."""
+    best = jnp.max(values, axis=-1, keepdims=True)
+    # Also where the best is infinite: there values - best would be no number.
+    below = jnp.where(values >= best, 0.0, values - best)
+    return jax.nn.softmax(below / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny), axis=-1)
+
+
+def ucb_policy(values: Float[Array, "*batch A"], visits: Int[Array, "*batch A"], c: Number) -> Float[Array, "*batch A"]:
+    """Return Uniform(argmax_a values_a + c sqrt(ln N / N_a)), N_a visits of action a, N of all (S&B equation 2.10).
+
+    Actions not yet tried come first.
+    """
+    total = jnp.maximum(jnp.sum(visits, axis=-1, keepdims=True), 1)
+    bonus = jnp.where(visits > 0, c * jnp.sqrt(jnp.log(total) / jnp.maximum(visits, 1)), jnp.inf)
+    return greedy_policy(jnp.where(values > -jnp.inf, values + bonus, -jnp.inf))
+
+
+def draw(key: Key[Array, ""], policy: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
+    """Draw actions from probabilities, by one uniform number each (a second would double what a tabular step costs).
+
+    The number has 23 bits: a probability is off by up to 2^-23, and one of zero is never drawn.
+    """
+    reached = jnp.cumsum(policy, axis=-1)
+    uniform = jax.random.uniform(key, policy.shape[:-1])
+    # The sum may be rounded to less than one: what is drawn must stay below it.
+    chosen = reached > (uniform * reached[..., -1])[..., None]
+    return jnp.argmax(chosen, axis=-1).astype(jnp.int32)
+
+
+def act(
+    key: Key[Array, ""],
+    explore: Exploration,
+    values: Float[Array, "*batch A"],
+    visits: Any,
+    observation: Any,
+    number: Number,
     *,
-    start: Float[Array, ""] | float,
-    end: Float[Array, ""] | float,
-    horizon: Float[Array, ""] | float,
-) -> Float[Array, ""]:
+    greedy: bool,
+) -> Int[Array, "*batch"]:
+    """Draw actions by the greedy policy, or else by that of `explore`."""
+    policy = greedy_policy(values) if greedy else explore.policy(values, visits, observation, number)
+    return draw(key, policy)
+
+
+# --- ways to explore ------------------------------------------------------------------------------------------------
+
+
+def _no_visits(spec: Spec) -> tuple[()]:
+    del spec
+    return ()
+
+
+def _not_counted(visits: tuple[()], rollout: Rollout) -> tuple[()]:
+    del rollout
+    return visits
+
+
+def _all_zero(spec: Spec) -> Int[Array, "S A"]:
+    states = require_discrete(spec.observation, what="observation", agent="ucb, which counts visits,")
+    return jnp.zeros((states, require_discrete(spec.action, what="action", agent="ucb")), jnp.int32)
+
+
+def _counted(visits: Int[Array, "S A"], rollout: Rollout) -> Int[Array, "S A"]:
+    return visits.at[rollout.steps.observation, rollout.steps.action].add(1)
+
+
+epsilon_greedy = Exploration(
+    init=_no_visits,
+    observe=_not_counted,
+    policy=lambda values, visits, observation, number: epsilon_greedy_policy(values, number),
+)
+boltzmann = Exploration(
+    init=_no_visits,
+    observe=_not_counted,
+    policy=lambda values, visits, observation, number: boltzmann_policy(values, number),
+)
+ucb = Exploration(
+    init=_all_zero,
+    observe=_counted,
+    policy=lambda values, visits, observation, number: ucb_policy(values, visits[observation], number),
+)
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+def linear_schedule(count: Int[Array, ""], *, start: Number, end: Number, horizon: Number) -> Float[Array, ""]:
     """Go from `start` at count 0 to `end` at count `horizon` in a straight line, and stay there."""
     return start + (end - start) * jnp.clip(count / jnp.maximum(horizon, 1.0), 0.0, 1.0)
+
+
+def exponential_schedule(count: Int[Array, ""], *, start: Number, end: Number, horizon: Number) -> Float[Array, ""]:
+    """Return end + (start - end) exp(-count / horizon): softly down, a twentieth of the way left at 3 horizons."""
+    return end + (start - end) * jnp.exp(-count / jnp.maximum(horizon, 1.0))

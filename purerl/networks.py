@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from purerl.base import Discrete, Network, Spec, from_linen, require_discrete
@@ -74,25 +75,82 @@ class MLP(nn.Module):
         return vector
 
 
+class Convolutions(nn.Module):
+    """Layers of 3 x 3 filters on images [*batch, height, width, channels], each with an activation after it.
+
+    Without padding: every layer takes two rows and two columns off. All leading axes are kept.
+    """
+
+    filters: Sequence[int]
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "*batch height width channels"]
+    ) -> Float[Array, "*batch rows columns depth"]:
+        """Return the last layer's outputs."""
+        for filters in self.filters:
+            rows, columns = image.shape[-3] - 2, image.shape[-2] - 2
+            # One product with the patches laid out: on a CPU 1.2 to 2 times as fast as XLA's convolution (batch 32, 128).
+            patches = [image[..., row : row + rows, column : column + columns, :] for row, column in np.ndindex(3, 3)]
+            image = self.activation(nn.Dense(filters)(jnp.concatenate(patches, axis=-1)))
+        return image
+
+
 class ActionValues(nn.Module):
-    """Q(s, .) of every discrete action, from observations of `space`: [*batch, ...] -> [*batch, actions]."""
+    """Q(s, .) of every discrete action, from observations of `space`: [*batch, ...] -> [*batch, actions].
+
+    With `filters`, convolutions come before the hidden layers. If `dueling`, the last hidden layer is there twice, for
+    V(s) and for the advantages A(s, .), and Q(s, a) = V(s) + A(s, a) - mean A(s, .) (Wang et al. 2016, equation 9).
+    """
 
     space: Any
     actions: int
     hidden: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
+    filters: Sequence[int] = ()
+    dueling: bool = False
 
     @nn.compact
     def __call__(self, observation: PyTree) -> Float[Array, "*batch actions"]:
         """Return the action values."""
-        return MLP((*self.hidden, self.actions), self.activation)(encode(self.space, observation))
+        if self.filters:
+            features = Convolutions(self.filters, self.activation)(jnp.asarray(observation, jnp.float32))
+            features = features.reshape(*features.shape[:-3], -1)
+        else:
+            features = encode(self.space, observation)
+        if not self.dueling:
+            return MLP((*self.hidden, self.actions), self.activation)(features)
+        if self.hidden[:-1]:
+            features = self.activation(MLP(self.hidden[:-1], self.activation)(features))
+        value = MLP((*self.hidden[-1:], 1), self.activation)(features)
+        advantage = MLP((*self.hidden[-1:], self.actions), self.activation)(features)
+        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 
 def action_values(
-    spec: Spec, hidden: Sequence[int] = (120, 84), activation: Callable[[Array], Array] = nn.relu
+    spec: Spec,
+    hidden: Sequence[int] = (120, 84),
+    activation: Callable[[Array], Array] = nn.relu,
+    *,
+    filters: Sequence[int] = (),
+    dueling: bool = False,
 ) -> Network:
-    """Return a network (observation) -> Q(s, .) with these hidden layers; ValueError unless actions are discrete."""
+    """Return a network (observation) -> Q(s, .) with these hidden layers.
+
+    `filters` puts layers of so many 3 x 3 convolutions before them, for images [height, width, channels]; `dueling` ends
+    in V(s) and advantages. Raises ValueError unless actions are discrete, widths at least 1, and images large enough.
+    """
     actions = require_discrete(spec.action, what="action", agent="an action-value network")
-    if any(width < 1 for width in hidden):
-        raise ValueError(f"hidden is {tuple(hidden)}; each hidden layer takes at least 1 unit")
-    return from_linen(ActionValues(spec.observation, actions, tuple(hidden), activation))
+    for name, widths in {"hidden": hidden, "filters": filters}.items():
+        if any(width < 1 for width in widths):
+            raise ValueError(f"{name} is {tuple(widths)}; each layer takes at least 1")
+    if filters:
+        shape = getattr(spec.observation, "shape", None)
+        least = 2 * len(filters) + 1
+        if shape is None or len(shape) != 3 or min(shape[:2]) < least:
+            raise ValueError(
+                f"filters is {tuple(filters)}, and observations are {spec.observation}; convolutions take images "
+                f"[height, width, channels] of at least {least} x {least}"
+            )
+    return from_linen(ActionValues(spec.observation, actions, tuple(hidden), activation, tuple(filters), dueling))

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from purerl.base import Agent, Rollout, Spec, Transition, pytree_dataclass, zeros
+from purerl.base import (
+    Agent,
+    Box,
+    Discrete,
+    Rollout,
+    Spec,
+    Transition,
+    pytree_dataclass,
+    require_num_envs,
+    zeros,
+)
 
 
 class Replay(NamedTuple):
@@ -45,13 +57,13 @@ class SampleFn(Protocol):
 
 @pytree_dataclass
 class Buffer:
-    """One ring of C observations and one of C steps per environment.
+    """One ring of C observations and one of C steps per environment; observations of bool take a bit each.
 
     Successive observations are stored once: a step's next observation is the entry after its observation. Only where an
     episode ended does the ring hold one entry more, the episode's last observation, which belongs to no step.
     """
 
-    observation: PyTree  # [C * N, ...]: entry e of environment n at e * N + n
+    observation: PyTree  # [C * N, ...]: entry e of environment n at e * N + n, packed
     action: PyTree  # [C * N, ...]: step i of environment n at i * N + n, as the four below
     reward: Any  # float32
     terminated: Any  # bool
@@ -66,8 +78,8 @@ class Buffer:
 def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
     """Return a buffer that samples sequences of `length` consecutive steps of one environment, all equally likely.
 
-    `capacity` counts observations, over all environments, in the dtype in which they arrive; an episode's end takes one
-    more than its steps. Adding and sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that
+    `capacity` counts observations, over all environments, in the dtype in which they arrive (arrays of bool as bits, an
+    eighth of it, which are also read and written faster); an episode's end takes one more than its steps. Adding and sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that
     `num_envs` does not divide, or too small to hold a sequence.
     """
     if length < 1:
@@ -93,7 +105,7 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
             return jnp.zeros(num_envs, jnp.int32)
 
         return Buffer(
-            observation=zeros(spec.observation, (capacity,)),
+            observation=_pack(spec.observation, zeros(spec.observation, (capacity,))),
             action=zeros(spec.action, (capacity,)),
             reward=each(jnp.float32),
             terminated=each(bool),
@@ -124,9 +136,9 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
             gap = (entry[place(oldest + 1, environments)] - entry[place(oldest, environments)]) % ring
             lost = used >= ring
             used, oldest, held = used - lost * gap, oldest + lost, held - lost
-        observation = write(buffer.observation, step.observation, there)
+        observation = write(buffer.observation, _pack(spec.observation, step.observation), there)
         return Buffer(
-            observation=write(observation, step.next_observation, following),
+            observation=write(observation, _pack(spec.observation, step.next_observation), following),
             action=write(buffer.action, step.action, here),
             reward=write(buffer.reward, step.reward, here),
             terminated=write(buffer.terminated, step.terminated, here),
@@ -138,11 +150,7 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
         ), None
 
     def add(buffer: Buffer, rollout: Rollout) -> Buffer:
-        if rollout.steps.reward.shape[1] != num_envs:
-            raise ValueError(
-                f"replay was made for {num_envs} environments (spec.num_envs) and is handed a rollout of "
-                f"{rollout.steps.reward.shape[1]}"
-            )
+        require_num_envs(rollout, num_envs, what="replay")
         return jax.lax.scan(add_step, buffer, rollout.steps)[0]
 
     def sample(key: Key[Array, ""], buffer: Buffer, batch_size: int) -> tuple[Rollout, Array]:
@@ -158,17 +166,48 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
         def read(what: PyTree, where: Array) -> PyTree:
             return jax.tree.map(lambda leaf: leaf[where], what)
 
+        def observed(where: Array) -> PyTree:
+            return _unpack(spec.observation, read(buffer.observation, where))
+
         steps = Transition(
-            observation=read(buffer.observation, place(entry, environment)),
+            observation=observed(place(entry, environment)),
             action=read(buffer.action, here),
             reward=buffer.reward[here],
             terminated=buffer.terminated[here],
             truncated=buffer.truncated[here],
-            next_observation=read(buffer.observation, place(entry + 1, environment)),
+            next_observation=observed(place(entry + 1, environment)),
         )
         return Rollout(steps=steps, memory=()), ends[-1] > 0
 
     return Replay(init=init, add=add, sample=sample, length=length)
+
+
+def _is_packed(space: Discrete | Box) -> bool:
+    return np.dtype(space.dtype) == bool and math.prod(space.shape) >= 8
+
+
+def _pack(space: PyTree, observation: PyTree) -> PyTree:
+    """Return observations [..., *shape] of `space` as they are stored: arrays of bool as bits, uint8 [..., bytes]."""
+
+    def pack(space: Any, value: Array) -> Array:
+        if not _is_packed(space):
+            return value
+        leading = value.shape[: value.ndim - len(space.shape)]
+        return jnp.packbits(value.reshape(*leading, -1), axis=-1)
+
+    return jax.tree.map(pack, space, observation)
+
+
+def _unpack(space: PyTree, stored: PyTree) -> PyTree:
+    """Return the observations [..., *shape] of what `_pack` made."""
+
+    def unpack(space: Any, stored: Array) -> Array:
+        if not _is_packed(space):
+            return stored
+        bits = jnp.unpackbits(stored, axis=-1, count=math.prod(space.shape))
+        return bits.reshape(*stored.shape[:-1], *space.shape).astype(bool)
+
+    return jax.tree.map(unpack, space, stored)
 
 
 @pytree_dataclass
@@ -196,6 +235,9 @@ def with_replay(agent: Agent, replay: Replay, *, batch_size: int, updates: int =
     def act(key, state, memory, observation, hypers, *, greedy=False):
         return agent.act(key, state.learner, memory, observation, hypers, greedy=greedy)
 
+    def observe(state, rollout):
+        return ReplayState(learner=agent.observe(state.learner, rollout), buffer=state.buffer)
+
     def update(key, state, rollout, hypers):
         buffer = replay.add(state.buffer, rollout)
         # After a rollout as long as the sequences there is one for sure, and no need to select among all parameters.
@@ -214,4 +256,4 @@ def with_replay(agent: Agent, replay: Replay, *, batch_size: int, updates: int =
         means = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0) / max(updates, 1), metrics)
         return ReplayState(learner=learner, buffer=buffer), means
 
-    return Agent(init=init, start=agent.start, act=act, update=update)
+    return Agent(init=init, start=agent.start, act=act, update=update, observe=observe)

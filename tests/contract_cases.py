@@ -36,20 +36,22 @@ def _dqn_values(state: Any, observation: Any) -> Any:
     return networks.action_values(envs.make(Ends(), 1).spec, (16, 16)).apply(state.learner.params, observation)
 
 
-_TABLE = {"learning_rate": 0.3, "discount": 0.9, "epsilon": 0.3, "initial_value": 0.2}
-_TABLE_PROBE = {"learning_rate": 0.1, "discount": 0.9, "epsilon": 0.5, "initial_value": 0.0}
+_TABLE = {"learning_rate": 0.3, "discount": 0.9, "exploration": 0.3, "initial_value": 0.2}
+_TABLE_PROBE = {"learning_rate": 0.1, "discount": 0.9, "exploration": 0.5, "initial_value": 0.0}
 _DQN = dqn.Hypers(
     learning_rate=1e-2,
     learning_rate_end=3e-3,
     learning_rate_horizon=40.0,
     discount=0.9,
-    epsilon_start=0.9,
-    epsilon_end=0.3,
-    epsilon_horizon=50.0,
+    exploration_start=0.9,
+    exploration_end=0.3,
+    exploration_horizon=50.0,
     target_period=3.0,
     huber_delta=0.5,
 )
-_DQN_PROBE = dqn.Hypers(learning_rate=3e-3, learning_rate_end=3e-3, discount=0.9, epsilon_end=1.0, target_period=50.0)
+_DQN_PROBE = dqn.Hypers(
+    learning_rate=3e-3, learning_rate_end=3e-3, discount=0.9, exploration_end=1.0, target_period=50.0
+)
 
 CASES = [
     Case("q_learning", q_learning.q_learning, q_learning.Hypers(**_TABLE), "CliffWalking-purerl", True,

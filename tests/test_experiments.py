@@ -20,7 +20,7 @@ TINY = {"q_learning": TABULAR, "sarsa": TABULAR, "dqn": [*TABULAR, "--total-step
 # What a pole does not do by itself in so few steps: fall.
 SHORT = ["--env-params.max-steps-in-episode", "7"]
 # Episodes of seven steps, half of which are at random: some fall off the cliff, and returns differ.
-LUCK = [*SHORT, "--hypers.epsilon", "0.5"]
+LUCK = [*SHORT, "--hypers.exploration", "0.5"]
 
 
 def load(name):

@@ -14,7 +14,7 @@ LEVELS = {
     "base": 0,
     **dict.fromkeys(["returns", "losses", "distributions", "exploration"], 1),
     **dict.fromkeys(["trust_region", "planning", "scores"], 1),
-    **dict.fromkeys(["networks", "precision", "replay", "normalize", "envs"], 2),
+    **dict.fromkeys(["networks", "tables", "precision", "replay", "normalize", "envs"], 2),
     **dict.fromkeys(["sharding", "distributed", "checkpoint", "metrics", "results", "plots"], 2),
     **dict.fromkeys(["agents", "rollout"], 3),
     **dict.fromkeys(["loop", "evaluate", "sweep"], 4),

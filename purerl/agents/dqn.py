@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from purerl import exploration, losses
+from purerl import exploration, losses, returns
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_discrete, zeros
+from purerl.exploration import Exploration
 
 
 @pytree_dataclass
@@ -21,10 +24,12 @@ class Hypers:
     learning_rate_end: float = 2.5e-5  # ... and from update `learning_rate_horizon` on
     learning_rate_horizon: float = 40_000.0  # updates
     discount: float = 0.99  # gamma, [0, 1]
-    epsilon_start: float = 1.0  # probability of a random action before the first update ...
-    epsilon_end: float = 0.05  # ... and from update `epsilon_horizon` on
-    epsilon_horizon: float = 10_000.0  # updates
-    target_period: float = 50.0  # updates between copies of the parameters to the target network
+    exploration_start: float = 1.0  # epsilon (a temperature, UCB's c) before the first update ...
+    exploration_end: float = 0.05  # ... and at the end of its schedule
+    exploration_horizon: float = 10_000.0  # updates
+    target_period: float = 50.0  # updates between those of the target network
+    target_rate: float = 1.0  # tau, how far it then goes towards the network; 1 copies. Polyak: period 1, rate .005
+    max_gradient_norm: float = 1000.0  # gradients of a larger global norm are scaled down to it
     # Error beyond which the loss is linear. The paper's 1 supposes clipped rewards and slow targets: where errors are
     # tens, all gradients are then alike, the targets outrun the network, and the values diverge.
     huber_delta: float = 100.0
@@ -41,26 +46,41 @@ class State:
     target_params: Any
     optimizer: Any
     updates: Any  # int32
+    visits: Any  # what exploration remembers
 
 
 def optimizer(hypers: Hypers, updates: Int[Array, ""]) -> optax.GradientTransformation:
-    """Return Adam with the numbers of `hypers`, and the learning rate that is due after so many updates."""
+    """Return Adam after clipping, with the numbers of `hypers` and the learning rate due after so many updates."""
     rate = exploration.linear_schedule(
         updates, start=hypers.learning_rate, end=hypers.learning_rate_end, horizon=hypers.learning_rate_horizon
     )
-    return optax.adam(rate, b1=hypers.adam_b1, b2=hypers.adam_b2, eps=hypers.adam_eps)
+    return optax.chain(
+        optax.clip_by_global_norm(hypers.max_gradient_norm),
+        optax.adam(rate, b1=hypers.adam_b1, b2=hypers.adam_b2, eps=hypers.adam_eps),
+    )
 
 
-def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
+def dqn(
+    spec: Spec,
+    network: Network,
+    *,
+    double: bool = True,
+    n_step: int = 1,
+    explore: Exploration = exploration.epsilon_greedy,
+    schedule: Callable[..., Float[Array, ""]] = exploration.linear_schedule,
+) -> Agent:
     """Return DQN for discrete actions; `network` maps an observation to Q(s, .) [A].
 
-        minimise huber(r + gamma Q_target(s', a*) - Q(s, a))
-        a* = argmax Q(s', .) if double, else argmax Q_target(s', .)
+        minimise huber(r_1 + ... + gamma^(n-1) r_n + gamma^n Q_target(s_n, a*) - Q(s, a))
+        a* = argmax Q(s_n, .) if double, else argmax Q_target(s_n, .)
 
-    It learns from whatever rollout it is handed: wrap it in `replay.with_replay` for the algorithm of the paper.
-    Raises ValueError unless the actions are discrete.
+    with fewer than n = `n_step` rewards where the episode ended before. It learns from whatever rollout it is handed,
+    at least `n_step` long: wrap it in `replay.with_replay` for the algorithm of the paper. `schedule` is how exploration
+    goes from its start to its end. Raises ValueError unless the actions are discrete, and for `n_step` below 1.
     """
     require_discrete(spec.action, what="action", agent="dqn")
+    if n_step < 1:
+        raise ValueError(f"n_step is {n_step}; it takes at least 1")
 
     def init(key, hypers):
         params = network.init(key, zeros(spec.observation))
@@ -69,28 +89,36 @@ def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
             target_params=jax.tree.map(jnp.copy, params),
             optimizer=optimizer(hypers, jnp.int32(0)).init(params),
             updates=jnp.int32(0),
+            visits=explore.init(spec),
         )
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        epsilon = exploration.linear_schedule(
-            state.updates,
-            start=hypers.epsilon_start,
-            end=hypers.epsilon_end,
-            horizon=hypers.epsilon_horizon,
-        )
         values = network.apply(state.params, observation)
-        return exploration.epsilon_greedy(key, values, 0.0 if greedy else epsilon), memory
+        number = schedule(
+            state.updates,
+            start=hypers.exploration_start,
+            end=hypers.exploration_end,
+            horizon=hypers.exploration_horizon,
+        )
+        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+
+    def observe(state, rollout):
+        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
 
     def target(state, steps, hypers):
-        next_values = network.apply(state.target_params, steps.next_observation)
-        bootstrap = losses.bootstrap_weight(hypers.discount, steps.terminated)
+        sums = returns.n_step(steps.reward, steps.terminated, steps.truncated, hypers.discount, n=n_step)
+        successor = steps.next_observation
+        if n_step > 1:
+            successor = jax.tree.map(lambda leaf: leaf[sums.last, jnp.arange(leaf.shape[1])], successor)
+        next_values = network.apply(state.target_params, successor)
         if not double:
-            return losses.q_learning_target(steps.reward, bootstrap, next_values)
-        next_selector = network.apply(state.params, steps.next_observation)
-        return losses.double_q_learning_target(steps.reward, bootstrap, next_values, next_selector)
+            return losses.q_learning_target(sums.reward, sums.bootstrap, next_values)
+        next_selector = network.apply(state.params, successor)
+        return losses.double_q_learning_target(sums.reward, sums.bootstrap, next_values, next_selector)
 
     def loss(params, steps, target, hypers):
-        value = losses.select(network.apply(params, steps.observation), steps.action)
+        observation, action = jax.tree.map(lambda leaf: leaf[: len(target)], (steps.observation, steps.action))
+        value = losses.select(network.apply(params, observation), action)
         return jnp.mean(losses.huber(target - value, hypers.huber_delta)), jnp.mean(value)
 
     def update(key, state, rollout, hypers):
@@ -99,9 +127,16 @@ def dqn(spec: Spec, network: Network, *, double: bool = True) -> Agent:
         step, optimizer_state = optimizer(hypers, state.updates).update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, step)
         updates = state.updates + 1
-        copy = updates % jnp.maximum(jnp.int32(hypers.target_period), 1) == 0
-        target_params = jax.tree.map(lambda new, old: jnp.where(copy, new, old), params, state.target_params)
-        state = State(params=params, target_params=target_params, optimizer=optimizer_state, updates=updates)
+        due = updates % jnp.maximum(jnp.int32(hypers.target_period), 1) == 0
+        moved = optax.incremental_update(params, state.target_params, hypers.target_rate)
+        target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, state.target_params)
+        state = State(
+            params=params,
+            target_params=target_params,
+            optimizer=optimizer_state,
+            updates=updates,
+            visits=state.visits,
+        )
         return state, {"loss": error, "value": value}
 
-    return Agent(init=init, start=no_memory, act=act, update=update)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from purerl import exploration, losses
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_discrete
+from purerl import exploration, losses, tables
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.exploration import Exploration
 
-
-@pytree_dataclass
-class Hypers:
-    """The numbers of Q-learning."""
-
-    learning_rate: float = 0.5  # alpha, (0, 1]
-    discount: float = 1.0  # gamma, [0, 1]
-    epsilon: float = 0.1  # probability of a random action, [0, 1]
-    initial_value: float = 0.0  # what Q starts from; above the true values it makes the agent explore
+Hypers = tables.Hypers
 
 
 @pytree_dataclass
@@ -26,9 +19,10 @@ class State:
     """The table Q."""
 
     values: Any  # float32 [S, A]
+    visits: Any  # what exploration remembers
 
 
-def q_learning(spec: Spec) -> Agent:
+def q_learning(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> Agent:
     """Return tabular Q-learning for discrete observations and actions.
 
         Q(s, a) <- Q(s, a) + alpha [r + gamma max_a' Q(s', a') - Q(s, a)]
@@ -36,27 +30,28 @@ def q_learning(spec: Spec) -> Agent:
     Transitions are learned from one at a time, in the order of time and then of environments: those that meet in one
     cell of the table each count. Raises ValueError for other spaces.
     """
-    states = require_discrete(spec.observation, what="observation", agent="q_learning")
-    actions = require_discrete(spec.action, what="action", agent="q_learning")
+    states, actions = tables.sizes(spec, agent="q_learning")
 
     def init(key, hypers):
-        return State(values=jnp.full((states, actions), hypers.initial_value, jnp.float32))
+        values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
+        return State(values=values, visits=explore.init(spec))
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        epsilon = 0.0 if greedy else hypers.epsilon
-        return exploration.epsilon_greedy(key, state.values[observation], epsilon), memory
+        values = state.values[observation]
+        number = hypers.exploration
+        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
 
-    def learn(values, step, hypers):
-        bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
-        target = losses.q_learning_target(step.reward, bootstrap, values[step.next_observation])
-        # Not indexed directly: XLA would read it twice, before and after the write, and copy the table for that.
-        value = losses.select(values[step.observation], step.action)
-        error = target - value
-        return values.at[step.observation, step.action].set(value + hypers.learning_rate * error), error
+    def observe(state, rollout):
+        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
 
     def update(key, state, rollout, hypers):
-        steps = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rollout.steps)
-        values, errors = jax.lax.scan(lambda values, step: learn(values, step, hypers), state.values, steps)
-        return State(values=values), {"td_error": jnp.mean(jnp.abs(errors))}
+        def learn(values, own, step):
+            bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
+            target = losses.q_learning_target(step.reward, bootstrap, values[step.next_observation])
+            values, error = tables.move(values, step.observation, step.action, target, hypers.learning_rate)
+            return values, own, jnp.abs(error)
 
-    return Agent(init=init, start=no_memory, act=act, update=update)
+        values, _, errors = tables.one_at_a_time(learn, state.values, (), rollout)
+        return dataclasses.replace(state, values=values), {"td_error": jnp.mean(errors)}
+
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)

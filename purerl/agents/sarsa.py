@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from purerl import exploration, losses
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_discrete
+from purerl import exploration, losses, tables
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
+from purerl.exploration import Exploration
 
-
-@pytree_dataclass
-class Hypers:
-    """The numbers of SARSA."""
-
-    learning_rate: float = 0.5  # alpha, (0, 1]
-    discount: float = 1.0  # gamma, [0, 1]
-    epsilon: float = 0.1  # probability of a random action, [0, 1]
-    initial_value: float = 0.0  # what Q starts from; above the true values it makes the agent explore
-
-
-@pytree_dataclass
-class Waiting:
-    """The last transition of every environment, which waits for the action that is executed next; leaves [N]."""
-
-    observation: Any  # int32
-    action: Any  # int32
-    reward: Any  # float32
-    open: Any  # bool: whether one waits; none does at an episode's start
+Hypers = tables.Hypers
 
 
 @pytree_dataclass
@@ -36,10 +19,11 @@ class State:
     """The table Q, and the transitions not yet learned from."""
 
     values: Any  # float32 [S, A]
-    waiting: Waiting  # [N]
+    waiting: tables.Waiting  # [N] the last transition of every environment; it waits for the action executed next
+    visits: Any  # what exploration remembers
 
 
-def sarsa(spec: Spec) -> Agent:
+def sarsa(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> Agent:
     """Return tabular SARSA for discrete observations and actions.
 
         Q(s, a) <- Q(s, a) + alpha [r + gamma Q(s', a') - Q(s, a)]
@@ -48,68 +32,41 @@ def sarsa(spec: Spec) -> Agent:
     terminated the target is r, at once. Where the clock ended it no action follows s', and the expectation of Q(s', .)
     under the policy stands in (the same mean, less variance). Raises ValueError for other spaces.
     """
-    states = require_discrete(spec.observation, what="observation", agent="sarsa")
-    actions = require_discrete(spec.action, what="action", agent="sarsa")
+    states, actions = tables.sizes(spec, agent="sarsa")
 
     def init(key, hypers):
-        def nothing(dtype):
-            return jnp.zeros(spec.num_envs, dtype)
-
-        return State(
-            values=jnp.full((states, actions), hypers.initial_value, jnp.float32),
-            waiting=Waiting(
-                observation=nothing(jnp.int32),
-                action=nothing(jnp.int32),
-                reward=nothing(jnp.float32),
-                open=nothing(bool),
-            ),
-        )
+        values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
+        return State(values=values, waiting=tables.nothing_waits((spec.num_envs,)), visits=explore.init(spec))
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        epsilon = 0.0 if greedy else hypers.epsilon
-        return exploration.epsilon_greedy(key, state.values[observation], epsilon), memory
+        values = state.values[observation]
+        number = hypers.exploration
+        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
 
-    def learn(values, transition, hypers):
-        """Learn, in one environment, from the transition that waited, and from the new one if the episode ended."""
-        waiting, step = transition
-        target = losses.sarsa_target(
-            waiting.reward, hypers.discount, losses.select(values[step.observation], step.action)
-        )
-        values, waited_error = move(values, waiting, target, waiting.open, hypers)
-
-        ended = step.terminated | step.truncated
-        bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
-        next_values = values[step.next_observation]
-        policy = exploration.epsilon_greedy_policy(next_values, hypers.epsilon)
-        target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
-        values, last_error = move(values, step, target, ended, hypers)
-
-        waiting = Waiting(observation=step.observation, action=step.action, reward=step.reward, open=~ended)
-        return values, (waiting, jnp.abs(waited_error) + jnp.abs(last_error))
-
-    def move(values, step, target, where, hypers):
-        """Move Q(s, a) towards the target, `where` it holds."""
-        # Not indexed directly: XLA would read it twice, before and after the write, and copy the table for that.
-        value = losses.select(values[step.observation], step.action)
-        error = jnp.where(where, target - value, 0.0)
-        return values.at[step.observation, step.action].set(value + hypers.learning_rate * error), error
+    def observe(state, rollout):
+        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
 
     def update(key, state, rollout, hypers):
-        if rollout.steps.reward.shape[1] != spec.num_envs:
-            raise ValueError(
-                f"sarsa was made for {spec.num_envs} environments (spec.num_envs) and is handed a rollout of "
-                f"{rollout.steps.reward.shape[1]}"
+        require_num_envs(rollout, spec.num_envs, what="sarsa")
+
+        def learn(values, waiting, step):
+            """Learn, in one environment, from the transition that waited, and from the new one if the episode ended."""
+            next_value = tables.value_of(values, step.observation, step.action)
+            target = losses.sarsa_target(waiting.reward, hypers.discount, next_value)
+            values, waited_error = tables.move(
+                values, waiting.observation, waiting.action, target, hypers.learning_rate, where=waiting.open
             )
-
-        def at_time(state, step):
-            values, (waiting, errors) = jax.lax.scan(
-                lambda values, transition: learn(values, transition, hypers),
-                state.values,
-                (state.waiting, step),
+            ended = step.terminated | step.truncated
+            next_values = values[step.next_observation]
+            policy = explore.policy(next_values, state.visits, step.next_observation, hypers.exploration)
+            bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
+            target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
+            values, last_error = tables.move(
+                values, step.observation, step.action, target, hypers.learning_rate, where=ended
             )
-            return State(values=values, waiting=waiting), errors
+            return values, tables.wait(step), jnp.abs(waited_error) + jnp.abs(last_error)
 
-        state, errors = jax.lax.scan(at_time, state, rollout.steps)
-        return state, {"td_error": jnp.mean(errors)}
+        values, waiting, errors = tables.one_at_a_time(learn, state.values, state.waiting, rollout)
+        return State(values=values, waiting=waiting, visits=state.visits), {"td_error": jnp.mean(errors)}
 
-    return Agent(init=init, start=no_memory, act=act, update=update)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)

@@ -51,16 +51,23 @@ def names() -> list[str]:
     return list(gymnax.registered_envs)
 
 
-def make(env: str | Environment, num_envs: int, **kwargs: Any) -> Env:
+def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None, **kwargs: Any) -> Env:
     """Return `num_envs` copies of an environment, by gymnax's name (with its constructor's `kwargs`) or as an object.
 
-    Raises ValueError for an unknown name (with the near misses) or a count below one, TypeError for another object.
+    `observation_dtype` is what arrays are observed in, if not what the environment shows: bool for MinAtar's pictures,
+    which gymnax shows as float32, takes a quarter of the memory wherever observations are kept (in replay, where bool is
+    kept as bits, a 32nd).
+
+    Raises ValueError for an unknown name (with the near misses), a count below one, or a dtype that does not hold what
+    is observed (in a hundred random steps), TypeError for another object.
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}; it takes a whole number of at least 1")
     environment = _create(env, kwargs)
     params = jax.tree.map(_as_array, environment.default_params)
     types = _Types(environment, params)
+    if observation_dtype is not None:
+        types.observation = _observed_as(np.dtype(observation_dtype), environment, params, types)
     auto_reset = _own_auto_reset if type(environment).step is Environment.step else _gymnax_auto_reset
     reset, step = auto_reset(environment, num_envs, types)
     spec = Spec(
@@ -127,6 +134,32 @@ class _Types:
             return leaf if _is_key(fixed) else jax.lax.convert_element_type(leaf, fixed.dtype)
 
         return jax.tree.map(fix, (observation, state), (self.observation, self.state))
+
+
+def _observed_as(dtype: np.dtype, environment: Environment, params: PyTree, types: _Types) -> PyTree:
+    """Return the shapes of observations with another dtype; ValueError if random steps show what it does not hold."""
+    space = environment.action_space(environment.default_params)
+    if isinstance(environment.observation_space(environment.default_params), spaces.Discrete):
+        raise ValueError(f"observation_dtype is {dtype}, and {environment.name} is observed as an integer, no array")
+
+    def held(observation: PyTree) -> Array:
+        return jnp.stack(
+            [jnp.all(leaf.astype(dtype).astype(leaf.dtype) == leaf) for leaf in jax.tree.leaves(observation)]
+        )
+
+    def step(state: PyTree, keys: Array) -> tuple[PyTree, Array]:
+        observation, state, *_ = environment.step(keys[0], state, space.sample(keys[1]), params)
+        return types.cast(observation, state)[1], held(observation)
+
+    def walk(key: Array) -> Array:
+        reset_key, step_key = jax.random.split(key)
+        observation, state = environment.reset(reset_key, params)
+        keys = jax.random.split(step_key, (100, 2))
+        return jnp.all(held(observation)) & jnp.all(jax.lax.scan(step, types.cast(observation, state)[1], keys)[1])
+
+    if not jax.jit(walk)(jax.random.key(0)):
+        raise ValueError(f"observation_dtype is {dtype}, which does not hold all that {environment.name} shows")
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), types.observation)
 
 
 def _promoted(old: Any, new: Any) -> jax.ShapeDtypeStruct:

@@ -1,0 +1,71 @@
+"""Double Q-learning: two tables, one chooses and the other judges (van Hasselt 2010; Sutton & Barto, section 6.7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purerl import exploration, losses, tables
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.exploration import Exploration
+
+Hypers = tables.Hypers
+
+
+@pytree_dataclass
+class State:
+    """The tables Q1 and Q2."""
+
+    first: Any  # float32 [S, A]
+    second: Any  # float32 [S, A]
+    visits: Any  # what exploration remembers
+
+
+def double_q_learning(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+    """Return tabular double Q-learning for discrete observations and actions.
+
+        with probability 1/2:  Q1(s, a) <- Q1(s, a) + alpha [r + gamma Q2(s', argmax_a' Q1(s', a')) - Q1(s, a)]
+        else the same with Q1 and Q2 exchanged
+
+    It acts by the mean of both (the book's sum has the same greedy actions). Transitions are learned from one at a
+    time, in the order of time and then of environments. Raises ValueError for other spaces.
+    """
+    states, actions = tables.sizes(spec, agent="double_q_learning")
+
+    def init(key, hypers):
+        values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
+        return State(first=values, second=jnp.copy(values), visits=explore.init(spec))
+
+    def act(key, state, memory, observation, hypers, *, greedy=False):
+        values = (state.first[observation] + state.second[observation]) / 2
+        number = hypers.exploration
+        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+
+    def observe(state, rollout):
+        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+
+    def update(key, state, rollout, hypers):
+        heads = jax.random.bernoulli(key, shape=rollout.steps.reward.shape)
+
+        def learn(both, own, step, heads):
+            first, second = both
+            bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
+            next_first, next_second = first[step.next_observation], second[step.next_observation]
+            target = losses.double_q_learning_target(
+                step.reward,
+                bootstrap,
+                next_values=jnp.where(heads, next_second, next_first),
+                next_selector=jnp.where(heads, next_first, next_second),
+            )
+            cell = step.observation, step.action, target, hypers.learning_rate
+            first, first_error = tables.move(first, *cell, where=heads)
+            second, second_error = tables.move(second, *cell, where=~heads)
+            return (first, second), own, jnp.abs(first_error + second_error)
+
+        (first, second), _, errors = tables.one_at_a_time(learn, (state.first, state.second), (), rollout, heads)
+        return State(first=first, second=second, visits=state.visits), {"td_error": jnp.mean(errors)}
+
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)

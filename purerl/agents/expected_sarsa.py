@@ -1,0 +1,59 @@
+"""Expected SARSA: temporal-difference control on a table by the policy's mean (van Seijen et al. 2009; S&B section 6.6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from purerl import exploration, losses, tables
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.exploration import Exploration
+
+Hypers = tables.Hypers
+
+
+@pytree_dataclass
+class State:
+    """The table Q."""
+
+    values: Any  # float32 [S, A]
+    visits: Any  # what exploration remembers
+
+
+def expected_sarsa(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+    """Return tabular Expected SARSA for discrete observations and actions.
+
+        Q(s, a) <- Q(s, a) + alpha [r + gamma sum_a' pi(a'|s') Q(s', a') - Q(s, a)]
+
+    pi is the policy that acts, by the table as it is when the transition is learned from: one at a time, in the order
+    of time and then of environments. Raises ValueError for other spaces.
+    """
+    states, actions = tables.sizes(spec, agent="expected_sarsa")
+
+    def init(key, hypers):
+        values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
+        return State(values=values, visits=explore.init(spec))
+
+    def act(key, state, memory, observation, hypers, *, greedy=False):
+        values = state.values[observation]
+        number = hypers.exploration
+        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+
+    def observe(state, rollout):
+        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+
+    def update(key, state, rollout, hypers):
+        def learn(values, own, step):
+            next_values = values[step.next_observation]
+            policy = explore.policy(next_values, state.visits, step.next_observation, hypers.exploration)
+            bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
+            target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
+            values, error = tables.move(values, step.observation, step.action, target, hypers.learning_rate)
+            return values, own, jnp.abs(error)
+
+        values, _, errors = tables.one_at_a_time(learn, state.values, (), rollout)
+        return dataclasses.replace(state, values=values), {"td_error": jnp.mean(errors)}
+
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)

@@ -1,0 +1,88 @@
+"""n-step SARSA: on-policy control on a table by n rewards and a value (Sutton & Barto, section 7.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purerl import exploration, losses, returns, tables
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
+from purerl.exploration import Exploration
+
+Hypers = tables.Hypers
+
+
+@pytree_dataclass
+class State:
+    """The table Q, and the transitions not yet learned from."""
+
+    values: Any  # float32 [S, A]
+    waiting: tables.Waiting  # [N, n] the last n transitions of every environment, the oldest first
+    visits: Any  # what exploration remembers
+
+
+def n_step_sarsa(spec: Spec, *, n: int, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+    """Return tabular n-step SARSA for discrete observations and actions.
+
+        G = r_t+1 + gamma r_t+2 + ... + gamma^(n-1) r_t+n + gamma^n Q(s_t+n, a_t+n)
+        Q(s_t, a_t) <- Q(s_t, a_t) + alpha [G - Q(s_t, a_t)]
+
+    A transition waits in the state until n rewards and the action after them are known. At an episode's end those that
+    wait are learned from in their order, by the rewards there are: with nothing after them where it terminated; where
+    the clock ended it, with the expectation of Q under the policy. Raises ValueError for other spaces or n below 1.
+    """
+    states, actions = tables.sizes(spec, agent="n_step_sarsa")
+    if n < 1:
+        raise ValueError(f"n is {n}; it takes at least 1")
+
+    def init(key, hypers):
+        values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
+        return State(values=values, waiting=tables.nothing_waits((spec.num_envs, n)), visits=explore.init(spec))
+
+    def act(key, state, memory, observation, hypers, *, greedy=False):
+        values = state.values[observation]
+        number = hypers.exploration
+        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+
+    def observe(state, rollout):
+        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+
+    def update(key, state, rollout, hypers):
+        require_num_envs(rollout, spec.num_envs, what="n_step_sarsa")
+
+        def move(values, transition_and_target):
+            one, target = transition_and_target
+            return tables.move(values, one.observation, one.action, target, hypers.learning_rate, where=one.open)
+
+        def learn(values, waiting, step):
+            """Learn, in one environment, from the transition n steps ago; from all that wait if the episode ended."""
+            next_value = tables.value_of(values, step.observation, step.action)
+            targets = returns.discounted(waiting.reward, hypers.discount, next_value)
+            oldest = jax.tree.map(lambda leaf: leaf[0], waiting)
+            values, error = move(values, (oldest, targets[0]))
+
+            newest = dataclasses.replace(tables.wait(step), open=jnp.bool_(True))
+            waiting = jax.tree.map(lambda leaf, new: jnp.append(leaf[1:], new), waiting, newest)
+            next_values = values[step.next_observation]
+            policy = explore.policy(next_values, state.visits, step.next_observation, hypers.exploration)
+            goes_on = losses.bootstrap_weight(jnp.float32(1.0), step.terminated)
+            last_value = losses.expected_sarsa_target(jnp.float32(0.0), goes_on, next_values, policy)
+            targets = returns.discounted(waiting.reward, hypers.discount, last_value)
+
+            ended = step.terminated | step.truncated
+            values, errors = jax.lax.cond(
+                ended,
+                lambda values: jax.lax.scan(move, values, (waiting, targets)),
+                lambda values: (values, jnp.zeros(n)),
+                values,
+            )
+            waiting = dataclasses.replace(waiting, open=waiting.open & ~ended)
+            return values, waiting, jnp.abs(error) + jnp.sum(jnp.abs(errors))
+
+        values, waiting, errors = tables.one_at_a_time(learn, state.values, state.waiting, rollout)
+        return State(values=values, waiting=waiting, visits=state.visits), {"td_error": jnp.mean(errors)}
+
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
