@@ -1,8 +1,8 @@
 """How values become a policy, and a policy an action.
 
-A way to explore is an `Exploration` that the factory of an agent takes (`explore=`): `epsilon_greedy`, `boltzmann`, `ucb`.
-Each has one number, traced: the hyper `exploration` of the agent, or what its schedule makes of it. An action whose value
-is -inf is never chosen, which is how illegal ones are masked.
+A way to explore is an `Exploration` that the factory of an agent takes (`explore=`): `epsilon_greedy`, `boltzmann`,
+`ucb`. Each has one number, traced: the hyper `exploration` of the agent, or what its schedule makes of it. An action
+whose value is -inf is never chosen, which is how illegal ones are masked.
 """
 
 from __future__ import annotations

@@ -78,9 +78,10 @@ class Buffer:
 def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
     """Return a buffer that samples sequences of `length` consecutive steps of one environment, all equally likely.
 
-    `capacity` counts observations, over all environments, in the dtype in which they arrive (arrays of bool as bits, an
-    eighth of it, which are also read and written faster); an episode's end takes one more than its steps. Adding and sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that
-    `num_envs` does not divide, or too small to hold a sequence.
+    `capacity` counts observations, over all environments, in the dtype in which they arrive (arrays of bool as bits: an
+    eighth of it, and read and written faster for it); an episode's end takes one more than its steps. Adding and
+    sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that `num_envs` does not divide, or too
+    small to hold a sequence.
     """
     if length < 1:
         raise ValueError(f"length is {length}; a sampled sequence takes at least 1 step")

@@ -84,7 +84,7 @@ def move(
 
 
 def one_at_a_time(
-    learn: Callable[[PyTree, Own, Transition], tuple[PyTree, Own, Float[Array, ""]]],
+    learn: Callable[..., tuple[PyTree, Own, Float[Array, ""]]],
     values: PyTree,
     own: Own,
     rollout: Rollout,

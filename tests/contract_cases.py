@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purerl import networks, replay
-from purerl.agents import dqn, q_learning, sarsa
+from purerl import exploration, networks, replay, tables
+from purerl.agents import (
+    double_q_learning,
+    dqn,
+    expected_sarsa,
+    n_step_sarsa,
+    q_learning,
+    sarsa,
+    sarsa_lambda,
+)
 from purerl.base import Agent, Spec
 
 
@@ -23,21 +32,46 @@ class Case(NamedTuple):
     values: Callable[[Any, Any], Any]  # (state, observations) -> what the agent believes, [..., A] or [...]
 
 
-def _dqn(spec: Spec, *, double: bool = True) -> Agent:
-    learner = dqn.dqn(spec, networks.action_values(spec, (16, 16)), double=double)
+def _dqn(spec: Spec) -> Agent:
+    learner = dqn.dqn(spec, networks.action_values(spec, (16, 16)))
     return replay.with_replay(learner, replay.uniform(spec, 64 * spec.num_envs), batch_size=16)
 
 
-def _dqn_values(state: Any, observation: Any) -> Any:
-    from probes import Ends
+def _dqn_with_options(spec: Spec) -> Agent:
+    learner = dqn.dqn(
+        spec,
+        networks.action_values(spec, (16, 16), dueling=True),
+        double=False,
+        n_step=2,
+        explore=exploration.boltzmann,
+        schedule=exploration.exponential_schedule,
+    )
+    return replay.with_replay(learner, replay.uniform(spec, 64 * spec.num_envs, length=2), batch_size=16, updates=2)
 
-    from purerl import envs
 
-    return networks.action_values(envs.make(Ends(), 1).spec, (16, 16)).apply(state.learner.params, observation)
+def _dqn_values(*, dueling: bool) -> Callable[[Any, Any], Any]:
+    def values(state: Any, observation: Any) -> Any:
+        from probes import Ends
+
+        from purerl import envs
+
+        network = networks.action_values(envs.make(Ends(), 1).spec, (16, 16), dueling=dueling)
+        return network.apply(state.learner.params, observation)
+
+    return values
 
 
-_TABLE = {"learning_rate": 0.3, "discount": 0.9, "exploration": 0.3, "initial_value": 0.2}
-_TABLE_PROBE = {"learning_rate": 0.1, "discount": 0.9, "exploration": 0.5, "initial_value": 0.0}
+def _table(name: str, make: Callable[[Spec], Agent], hypers: type = tables.Hypers, **more: Any) -> Case:
+    def values(state: Any, observation: Any) -> Any:
+        if isinstance(state, double_q_learning.State):
+            return (state.first[observation] + state.second[observation]) / 2
+        return state.values[observation]
+
+    here = hypers(**{"learning_rate": 0.3, "discount": 0.9, "exploration": 0.3, "initial_value": 0.2}, **more)
+    probe = hypers(**{"learning_rate": 0.1, "discount": 0.9, "exploration": 0.5, "initial_value": 0.0}, **more)
+    return Case(name, make, here, "CliffWalking-purerl", True, probe, 2_000, values)
+
+
 _DQN = dqn.Hypers(
     learning_rate=1e-2,
     learning_rate_end=3e-3,
@@ -47,16 +81,33 @@ _DQN = dqn.Hypers(
     exploration_end=0.3,
     exploration_horizon=50.0,
     target_period=3.0,
+    target_rate=0.7,
+    max_gradient_norm=0.5,
     huber_delta=0.5,
 )
 _DQN_PROBE = dqn.Hypers(
     learning_rate=3e-3, learning_rate_end=3e-3, discount=0.9, exploration_end=1.0, target_period=50.0
 )
 
+_WARM = dataclasses.replace(_DQN, exploration_start=9.0, exploration_end=5.0)  # temperatures
+
 CASES = [
-    Case("q_learning", q_learning.q_learning, q_learning.Hypers(**_TABLE), "CliffWalking-purerl", True,
-         q_learning.Hypers(**_TABLE_PROBE), 2_000, lambda state, observation: state.values[observation]),
-    Case("sarsa", sarsa.sarsa, sarsa.Hypers(**_TABLE), "CliffWalking-purerl", True,
-         sarsa.Hypers(**_TABLE_PROBE), 2_000, lambda state, observation: state.values[observation]),
-    Case("dqn", _dqn, _DQN, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values),
-]  # fmt: skip
+    _table("q_learning", q_learning.q_learning),
+    _table("q_learning by UCB", lambda spec: q_learning.q_learning(spec, explore=exploration.ucb)),
+    _table("sarsa", sarsa.sarsa),
+    _table("sarsa by Boltzmann", lambda spec: sarsa.sarsa(spec, explore=exploration.boltzmann)),
+    _table("expected_sarsa", expected_sarsa.expected_sarsa),
+    _table("double_q_learning", double_q_learning.double_q_learning),
+    _table("n_step_sarsa", lambda spec: n_step_sarsa.n_step_sarsa(spec, n=3)),
+    _table("sarsa_lambda", sarsa_lambda.sarsa_lambda, sarsa_lambda.Hypers, trace_decay=0.8),
+    _table(
+        "sarsa_lambda, replacing",
+        lambda spec: sarsa_lambda.sarsa_lambda(spec, replacing=True),
+        sarsa_lambda.Hypers,
+        trace_decay=0.8,
+    ),
+    Case("dqn", _dqn, _DQN, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=False)),
+    Case(
+        "dqn with options", _dqn_with_options, _WARM, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=True)
+    ),
+]

@@ -75,8 +75,9 @@ def dqn(
         a* = argmax Q(s_n, .) if double, else argmax Q_target(s_n, .)
 
     with fewer than n = `n_step` rewards where the episode ended before. It learns from whatever rollout it is handed,
-    at least `n_step` long: wrap it in `replay.with_replay` for the algorithm of the paper. `schedule` is how exploration
-    goes from its start to its end. Raises ValueError unless the actions are discrete, and for `n_step` below 1.
+    at least `n_step` long: wrap it in `replay.with_replay` for the algorithm of the paper. `schedule` is how
+    exploration goes from its start to its end. Raises ValueError unless the actions are discrete, and for `n_step`
+    below 1.
     """
     require_discrete(spec.action, what="action", agent="dqn")
     if n_step < 1:

@@ -1,4 +1,4 @@
-"""Expected SARSA: temporal-difference control on a table by the policy's mean (van Seijen et al. 2009; S&B section 6.6)."""
+"""Expected SARSA: SARSA by the mean over its policy (van Seijen et al. 2009; Sutton & Barto, section 6.6)."""
 
 from __future__ import annotations
 

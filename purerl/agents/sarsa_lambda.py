@@ -37,8 +37,8 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Exploration = 
         Q <- Q + alpha delta e
         e <- gamma lambda e
 
-    a' is the action then executed in s'; at an episode's end the target is that of `sarsa`, and its traces are cut. With
-    several environments each has its own traces, and they learn in turn. Raises ValueError for other spaces.
+    a' is the action then executed in s'; at an episode's end the target is that of `sarsa`, and its traces are cut.
+    With several environments each has its own traces, and they learn in turn. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="sarsa_lambda")
 

@@ -55,8 +55,8 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     """Return `num_envs` copies of an environment, by gymnax's name (with its constructor's `kwargs`) or as an object.
 
     `observation_dtype` is what arrays are observed in, if not what the environment shows: bool for MinAtar's pictures,
-    which gymnax shows as float32, takes a quarter of the memory wherever observations are kept (in replay, where bool is
-    kept as bits, a 32nd).
+    which gymnax shows as float32, takes a quarter of the memory wherever observations are kept, and a 32nd in replay,
+    which packs bool into bits.
 
     Raises ValueError for an unknown name (with the near misses), a count below one, or a dtype that does not hold what
     is observed (in a hundred random steps), TypeError for another object.
