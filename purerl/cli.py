@@ -17,6 +17,7 @@ from purerl import driver, envs, plots, results, scores
 from purerl.base import Spec, cast_hypers
 from purerl.metrics import Progress
 
+AnySettings = TypeVar("AnySettings")
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -55,7 +56,7 @@ class BadInput(ValueError):
     """What was asked for cannot be run; the message says which argument, what it got and what it takes."""
 
 
-def start(main: Callable[[SettingsT], Any], settings: type[SettingsT]) -> None:
+def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> None:
     """Run `main` with the settings of the command line; bad input ends in one sentence and exit status 2."""
     try:
         main(parse(settings))
@@ -64,12 +65,19 @@ def start(main: Callable[[SettingsT], Any], settings: type[SettingsT]) -> None:
         raise SystemExit(2) from None
 
 
-def parse(settings: type[SettingsT], arguments: Sequence[str] | None = None) -> SettingsT:
+def parse(settings: type[AnySettings], arguments: Sequence[str] | None = None) -> AnySettings:
     """Return `settings` as the command line asks; --env-params.<name> are those of the environment that --env names.
 
-    Raises BadInput for an unknown environment or a value out of range; an unknown flag ends the program (status 2).
+    Dataclasses other than `Settings` have flags for their own fields alone. Raises BadInput for an unknown environment
+    or a value out of range; an unknown flag ends the program (status 2).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    description = sys.modules[settings.__module__].__doc__
+    if not issubclass(settings, Settings):
+        try:
+            return tyro.cli(settings, args=arguments, description=description)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--env", default=_default(settings, "env"))
     try:
@@ -88,12 +96,19 @@ def parse(settings: type[SettingsT], arguments: Sequence[str] | None = None) -> 
                 ("env_params", params, dataclasses.field(default_factory=params)),
             ],
         )
-        parsed = tyro.cli(command, args=arguments, description=sys.modules[settings.__module__].__doc__)
+        parsed = tyro.cli(command, args=arguments, description=description)
         given = dataclasses.asdict(parsed.env_params)
         changed = {name: value for name, value in given.items() if value != defaults[name]}
         return dataclasses.replace(parsed.settings, env_params=changed or None)
     except (ValueError, OSError, OverflowError) as error:
         raise BadInput(str(error)) from error
+
+
+def require_finite(hypers: Any) -> None:
+    """Raise a ValueError that names the first of `hypers` that is not finite."""
+    for name, leaf in vars(cast_hypers(hypers)).items():
+        if not np.isfinite(leaf):
+            raise ValueError(f"hypers.{name} is {leaf}; it takes a finite number")
 
 
 def run(
@@ -108,7 +123,7 @@ def run(
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = _env_params(env, settings.env_params)
         plan = phases(env.spec)
-        _check_finite(hypers)
+        require_finite(hypers)
         settings = _effective(settings, env_params, sum(phase.steps for phase in plan))
         directory = results.create(settings.out or results.default_directory(agent, settings.env))
         settings = dataclasses.replace(settings, out=directory)
@@ -180,12 +195,6 @@ def _drive(settings, plan, env, hypers, env_params, eval_env, progress) -> drive
             f"this does not fit into memory: seeds {settings.seeds}, num_envs {settings.num_envs}, and what the agent "
             "keeps (a replay's capacity, a batch) take too much"
         ) from error
-
-
-def _check_finite(hypers: Any) -> None:
-    for name, leaf in vars(cast_hypers(hypers)).items():
-        if not np.isfinite(leaf):
-            raise ValueError(f"hypers.{name} is {leaf}; it takes a finite number")
 
 
 def _default(settings: type[Settings], name: str) -> Any:

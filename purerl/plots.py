@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINE, POINTS, TEXT, GRID = "#2b6cb0", "#c05621", "#2d3748", "#e2e8f0"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MOST_LINES = 10  # more seeds than this would hide the mean
 
 
@@ -36,10 +40,83 @@ def learning_curve(
     intervals. Folders are made. Raises ValueError where shapes do not fit.
     """
     figure = _figure(steps, returns, title=title, ylabel=ylabel, evaluation=evaluation)
+    return save(figure, path)
+
+
+def comparison(axes: Axes, x: ArrayLike, returns: Mapping[str, ArrayLike], *, xlabel: str, ylabel: str) -> None:
+    """Draws several learning curves into one frame: name -> returns [seeds, points] over x [points].
+
+    Each is the mean over seeds with its 95 % bootstrap interval, in a colour of its own (of Okabe
+    and Ito, which the colour-blind tell apart). Raises ValueError where shapes do not fit.
+    """
+    for (name, values), color in zip(returns.items(), itertools.cycle(COLORS)):
+        points, values = _checked(f"returns of {name}", "points", x, values)
+        mean, low, high = _mean_and_interval(values)
+        axes.plot(points, mean, color=color, linewidth=1.8, label=name, zorder=3)
+        axes.fill_between(points, low, high, color=color, alpha=0.25, linewidth=0)
+    axes.set_xlabel(xlabel, color=TEXT)
+    axes.set_ylabel(ylabel, color=TEXT)
+    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="lower right")
+    _style_frame(axes)
+
+
+def grid_paths(
+    axes: Axes,
+    shape: tuple[int, int],
+    paths: Iterable[ArrayLike],
+    *,
+    color: str,
+    shaded: Iterable[int] = (),
+    labels: Mapping[int, str] | None = None,
+) -> None:
+    """Draws paths through a grid of (rows, columns), each an array of cells, row * columns + column.
+
+    A move is as wide as the share of paths that make it. `shaded` cells are grey; `labels` are
+    written into cells. Raises ValueError for a cell beyond the grid.
+    """
+    from matplotlib.patches import Rectangle
+
+    rows, columns = shape
+    walks = [np.asarray(path, np.int64) for path in paths]
+    for cells in (*walks, np.fromiter(shaded, np.int64)):
+        if cells.size and not (cells.min() >= 0 and cells.max() < rows * columns):
+            raise ValueError(
+                f"a path or shaded cell is {cells.tolist()}; a grid of {shape} has 0 to {rows * columns - 1}"
+            )
+    for cell in range(rows * columns):
+        place = cell % columns - 0.5, cell // columns - 0.5
+        face = "#cbd5e0" if cell in set(shaded) else "white"
+        axes.add_patch(Rectangle(place, 1, 1, facecolor=face, edgecolor=GRID, linewidth=0.8))
+    moves = Counter(move for cells in walks for move in set(itertools.pairwise(cells.tolist())))
+    for (start, end), count in moves.items():
+        ends = [start % columns, end % columns], [start // columns, end // columns]
+        axes.plot(*ends, color=color, linewidth=4.0 * count / len(walks), solid_capstyle="round", zorder=3)
+    for cell, text in (labels or {}).items():
+        style = {"ha": "center", "va": "center", "fontsize": 8, "fontweight": "bold", "color": TEXT, "zorder": 4}
+        style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        axes.text(cell % columns, cell // columns, text, **style)
+    axes.set(xlim=(-0.52, columns - 0.48), ylim=(rows - 0.48, -0.52), aspect="equal")
+    axes.axis("off")
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Saves a figure as a PNG and returns its path; folders are made."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, format="png", dpi=150)
     return target
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, laid out so that nothing overlaps, apart from matplotlib's global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _figure(
@@ -50,15 +127,9 @@ def _figure(
     ylabel: str,
     evaluation: tuple[ArrayLike, ArrayLike] | None,
 ) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     curve = _checked("returns", "rows", steps, returns)
     points = None if evaluation is None else _checked("evaluation", "points", *evaluation)
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
-    figure = Figure(figsize=(7.0, 4.2), layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
     _draw_returns(axes, *curve)
     if points is not None:
@@ -119,17 +190,21 @@ def _style(axes: Axes, title: str, ylabel: str, limits: tuple[float, float]) -> 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(*limits)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#a0aec0")
-    axes.tick_params(color="#a0aec0", labelcolor=TEXT)
+    _style_frame(axes)
     # Below the axes, where it can cover nothing.
     legend = axes.figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
         text.set_color(TEXT)
         if text.get_text() == "each seed" and handle is not None:
             handle.set_alpha(0.6)
+
+
+def _style_frame(axes: Axes) -> None:
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#a0aec0")
+    axes.tick_params(color="#a0aec0", labelcolor=TEXT)
 
 
 def _mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from purerl.base import Box, Discrete, Spec, from_linen
-from purerl.networks import MLP, action_values, encode, orthogonal
+from purerl.networks import MLP, Convolutions, action_values, encode, orthogonal
 
 LEADING = [(), (3,), (2, 3)]
 
@@ -163,6 +163,7 @@ def test_action_values_have_the_hidden_layers_asked_for():
     assert shapes(action_values(spec)) == [(4, 120), (120, 84), (84, 3)]
     assert shapes(action_values(spec, hidden=[7])) == [(4, 7), (7, 3)]
     assert shapes(action_values(spec, hidden=())) == [(4, 3)]
+    assert shapes(action_values(spec, dueling=True)) == [(4, 120), (120, 84), (84, 1), (120, 84), (84, 3)]
 
 
 def test_action_values_refuse_continuous_actions_by_name():
@@ -170,3 +171,167 @@ def test_action_values_refuse_continuous_actions_by_name():
     with pytest.raises(ValueError, match="action-value network needs a discrete action space") as raised:
         action_values(Spec(observation=box(4), action=space, num_envs=1))
     assert str(space) in str(raised.value)
+
+
+@pytest.mark.parametrize("widths", [{"hidden": (8, 0)}, {"filters": (-1,)}])
+def test_widths_below_one_are_refused_by_name(widths):
+    ((name, given),) = widths.items()
+    spec = Spec(observation=box(5, 5, 2), action=Discrete(3), num_envs=1)
+    with pytest.raises(ValueError) as raised:
+        action_values(spec, **widths)
+    assert f"{name} is {given}; each layer takes at least 1" in str(raised.value)
+
+
+# --- dueling --------------------------------------------------------------------------------------------------------
+
+
+def dense(layer, inputs):
+    return inputs @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+
+
+def by_hand(mlp, inputs, activation):
+    """The outputs of an MLP with these parameters."""
+    for number in range(len(mlp)):
+        inputs = dense(mlp[f"Dense_{number}"], activation(inputs) if number else inputs)
+    return inputs
+
+
+def heads(params, actions):
+    """The parameters below the heads, and those of V and of the advantages, told apart by how many outputs they have."""
+    of = {1: None, actions: None}
+    below = {}
+    for name, mlp in params["params"].items():
+        outputs = mlp[f"Dense_{len(mlp) - 1}"]["bias"].size if name.startswith("MLP") else None
+        if outputs in of:
+            of[outputs] = mlp
+        else:
+            below[name] = mlp
+    return below, of[1], of[actions]
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (9, 8), (10, 9, 8)])
+def test_dueling_values_are_those_of_the_paper(hidden):
+    network = action_values(
+        Spec(observation=box(4), action=Discrete(3), num_envs=1), hidden=hidden, activation=nn.tanh, dueling=True
+    )
+    params = network.init(jax.random.key(0), jnp.zeros(4))
+    # Biases start at zero: with others, where they are added matters as well.
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    below, value_head, advantage_head = heads(params, 3)
+    inputs = np.random.default_rng(0).normal(size=(2, 6, 4))
+    features = inputs
+    assert len(below) == (len(hidden) > 1)
+    for mlp in below.values():
+        assert len(mlp) == len(hidden) - 1
+        features = np.tanh(by_hand(mlp, inputs, np.tanh))
+    value, advantage = (by_hand(head, features, np.tanh) for head in (value_head, advantage_head))
+    assert len(value_head) == len(advantage_head) == min(len(hidden), 1) + 1
+    assert np.ptp(value) > 0.1
+
+    found = np.asarray(network.apply(params, jnp.asarray(inputs, jnp.float32)))
+    expected = value + advantage - advantage.mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(found.mean(axis=-1, keepdims=True), value, atol=2e-5)
+
+
+def test_a_constant_in_the_advantages_changes_nothing_and_one_in_the_value_all():
+    network = action_values(Spec(observation=box(4), action=Discrete(3), num_envs=1), hidden=(8, 8), dueling=True)
+    params = network.init(jax.random.key(0), jnp.zeros(4))
+    inputs = jax.random.normal(jax.random.key(1), (5, 4))
+    before = network.apply(params, inputs)
+    for outputs, change in ((3, 0.0), (1, 7.0)):
+        raised = jax.tree.map(jnp.copy, params)
+        last = heads(raised, 3)[1 if outputs == 1 else 2]["Dense_1"]
+        assert last["bias"].shape == (outputs,)
+        last["bias"] += 7.0
+        np.testing.assert_allclose(network.apply(raised, inputs), before + change, atol=1e-5)
+
+
+# --- convolutions ---------------------------------------------------------------------------------------------------
+
+
+def xla(layers, image):
+    """XLA's convolutions with these dense layers' parameters."""
+    for number in range(len(layers)):
+        kernel, bias = layers[f"Dense_{number}"]["kernel"], layers[f"Dense_{number}"]["bias"]
+        kernel = kernel.reshape(3, 3, image.shape[-1], -1)
+        image = jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+        )
+        image = jnp.tanh(image + bias)
+    return image
+
+
+@pytest.mark.parametrize("filters", [(5,), (5, 4)])
+def test_convolutions_are_those_of_xla(filters):
+    network = from_linen(Convolutions(filters, nn.tanh))
+    # Neither square nor as deep as wide, so that no two axes can be exchanged unseen.
+    params = network.init(jax.random.key(0), jnp.zeros((7, 9, 2)))
+    params = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    images = jax.random.normal(jax.random.key(1), (2, 3, 7, 9, 2))
+    expected = xla(params["params"], images.reshape(6, 7, 9, 2))
+    assert expected.shape == (6, 7 - 2 * len(filters), 9 - 2 * len(filters), filters[-1])
+    for leading, given in (((2, 3), images), ((6,), images.reshape(6, 7, 9, 2)), ((), images[0, 0])):
+        found = network.apply(params, given)
+        assert found.shape == (*leading, *expected.shape[1:])
+        np.testing.assert_allclose(found.reshape(-1), expected.reshape(-1)[: found.size], atol=1e-5)
+
+
+def pictures_spec(*shape, dtype=np.float32):
+    return Spec(observation=box(*shape, dtype=dtype), action=Discrete(3), num_envs=1)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_action_values_of_pictures_are_layers_on_convolutions(dueling):
+    network = action_values(pictures_spec(5, 6, 2), (8,), nn.tanh, filters=(4, 3), dueling=dueling)
+    params = network.init(jax.random.key(0), jnp.zeros((5, 6, 2)))
+    images = jax.random.normal(jax.random.key(1), (7, 5, 6, 2))
+    features = np.asarray(xla(params["params"]["Convolutions_0"], images)).reshape(7, -1)
+    assert features.shape == (7, 1 * 2 * 3)
+    if dueling:
+        _, value, advantage = (head for head in heads(params, 3))
+        advantages = by_hand(advantage, features, np.tanh)
+        expected = by_hand(value, features, np.tanh) + advantages - advantages.mean(axis=-1, keepdims=True)
+    else:
+        expected = by_hand(params["params"]["MLP_0"], features, np.tanh)
+    found = network.apply(params, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(network.apply(params, images[0]), expected[0], atol=1e-5)
+    np.testing.assert_allclose(network.apply(params, images[None])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"filters": (4,)}, {"filters": (4,), "dueling": True}, {"dueling": True}, {}])
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_pictures_of_any_dtype_are_read_as_numbers(options, dtype):
+    picture = np.random.default_rng(0).integers(2, size=(3, 4, 4, 2))
+    network = action_values(pictures_spec(4, 4, 2, dtype=dtype), (8,), **options)
+    params = network.init(jax.random.key(0), jnp.zeros((4, 4, 2), dtype))
+    as_given, as_numbers = (network.apply(params, jnp.asarray(picture, kind)) for kind in (dtype, np.float32))
+    assert as_given.dtype == jnp.float32
+    np.testing.assert_array_equal(as_given, as_numbers)
+
+
+@pytest.mark.parametrize(
+    ("space", "filters", "least"),
+    [
+        (box(400), (16,), 3),
+        (box(10, 10), (16,), 3),
+        (box(), (16,), 3),
+        (Discrete(5), (16,), 3),
+        ({"a": box(10, 10, 4)}, (16,), 3),
+        (box(2, 9, 3), (16,), 3),
+        (box(9, 2, 3), (16,), 3),
+        (box(9, 4, 3), (16, 16), 5),
+    ],
+)
+def test_observations_that_are_no_images_of_the_size_needed_are_refused_by_name(space, filters, least):
+    with pytest.raises(ValueError) as raised:
+        action_values(Spec(observation=space, action=Discrete(3), num_envs=1), filters=filters)
+    words = f"convolutions take images [height, width, channels] of at least {least} x {least}"
+    assert f"filters is {filters}, and observations are {space}; {words}" in str(raised.value)
+
+
+def test_images_just_large_enough_are_taken():
+    network = action_values(pictures_spec(5, 6, 1), (), filters=(2, 2))
+    params = network.init(jax.random.key(0), jnp.zeros((5, 6, 1)))
+    assert network.apply(params, jnp.zeros((5, 6, 1))).shape == (3,)

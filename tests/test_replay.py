@@ -1,6 +1,7 @@
 """The replay buffer against Python lists, and an agent that learns from it."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -194,13 +195,19 @@ def test_samples_differ_by_key_and_repeat_with_it():
 
 
 def test_every_part_keeps_its_dtype_and_value():
-    observation = {"flag": box(2, dtype=bool), "pixels": box(3, 2, dtype=np.uint8), "where": Discrete(9)}
+    observation = {
+        "flag": box(2, dtype=bool),
+        "picture": box(3, 3, dtype=bool),
+        "pixels": box(3, 2, dtype=np.uint8),
+        "where": Discrete(9),
+    }
     spec = spec_of(2, observation=observation, action=(Discrete(3), box(2)))
     rng = np.random.default_rng(0)
 
     def part(*leading):
         return {
             "flag": jnp.asarray(rng.random((*leading, 2)) < 0.5),
+            "picture": jnp.asarray(rng.random((*leading, 3, 3)) < 0.5),
             "pixels": jnp.asarray(rng.integers(256, size=(*leading, 3, 2)), jnp.uint8),
             "where": jnp.asarray(rng.integers(9, size=leading), jnp.int32),
         }
@@ -232,6 +239,153 @@ def test_no_observation_is_stored_twice():
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer))
     observation, action, reward, flags, counter = 400, 4, 4, 2, 4
     assert size <= capacity * (observation + action + reward + flags + counter) + num_envs * 4 * counter
+
+
+# --- pictures of bool, stored as bits -------------------------------------------------------------------------------
+
+
+BITS = 11  # more than any number of observations here has, and no whole number of bytes
+
+
+def pictured(observation):
+    """Numbers as pictures [..., 1, 11] of their binary digits."""
+    return (np.asarray(observation)[..., None, None] >> np.arange(BITS)) % 2 == 1
+
+
+def numbers(picture):
+    assert picture.dtype == bool
+    return np.sum(picture[..., 0, :] << np.arange(BITS), axis=-1)
+
+
+def with_pictures(rollout, pictured=pictured):
+    """The same experience, observed through `pictured`."""
+    steps = {name: getattr(rollout.steps, name) for name in FIELDS}
+    for name in ("observation", "next_observation"):
+        steps[name] = jax.tree.map(jnp.asarray, pictured(steps[name]))
+    return Rollout(steps=Transition(**steps), memory=())
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_pictures_come_back_as_they_were_put_in(length):
+    ring = 12
+    replay = uniform(spec_of(3, observation=box(1, BITS, dtype=bool)), 3 * ring, length=length)
+    add, sample = compiled(replay, 600)
+    experience, buffer = Experience([0.3, 0.0, 1.0]), replay.init()
+    for number in range(20):
+        buffer = add(buffer, with_pictures(experience.rollout(4)))
+        sampled = as_numpy(sample(jax.random.key(number), buffer)[0])
+        assert sampled["observation"].shape == (length, 600, 1, BITS)
+        for name in ("observation", "next_observation"):
+            sampled[name] = numbers(sampled[name])
+        seen = set()
+        for column in np.unique(sampled["reward"][0], return_index=True)[1]:
+            environment, first = experience.place(sampled["reward"][0, column])
+            seen.add((environment, first))
+            same = sampled["reward"][0] == sampled["reward"][0, column]
+            for later in range(length):
+                for name, expected in experience.added[environment][first + later].items():
+                    assert np.all(sampled[name][later, same] == expected), name
+        live = experience.live(ring)
+        assert seen == {(e, i) for e in range(3) for i in live[e][: len(live[e]) - length + 1]}
+
+
+@pytest.mark.parametrize(
+    ("shape", "stored"),
+    [
+        ((8,), (1,)),
+        ((9,), (2,)),
+        ((2, 4), (1,)),
+        ((3, 3), (2,)),
+        ((10, 10, 4), (50,)),
+        # Too small to be worth it.
+        ((7,), (7,)),
+        ((2, 3), (2, 3)),
+        ((), ()),
+    ],
+)
+def test_pictures_are_stored_as_bits(shape, stored):
+    observation = jax.eval_shape(uniform(spec_of(3, observation=box(*shape, dtype=bool)), 30).init).observation
+    packed = math.prod(shape) >= 8
+    assert (observation.shape, observation.dtype) == ((30, *stored), np.uint8 if packed else bool)
+    assert packed == (stored == (math.ceil(math.prod(shape) / 8),) and shape != (1,))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.float32])
+def test_no_other_dtype_is_packed(dtype):
+    observation = jax.eval_shape(uniform(spec_of(3, observation=box(4, 4, dtype=dtype)), 30).init).observation
+    assert (observation.shape, observation.dtype) == ((30, 4, 4), dtype)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (8,), (3, 3), (2, 3, 4)])
+def test_every_pattern_of_bits_comes_back(shape):
+    # One step of ten environments at a time; every picture occurs once.
+    rng, num_envs = np.random.default_rng(0), 10
+    replay = uniform(spec_of(num_envs, observation=box(*shape, dtype=bool)), 100 * num_envs)
+    add, sample = compiled(replay, 300)
+    pictures = rng.random((7, num_envs, *shape)) < 0.5
+    pictures[0], pictures[1] = True, False
+    no, buffer = jnp.zeros((1, num_envs), bool), replay.init()
+    for time in range(6):
+        steps = Transition(
+            observation=jnp.asarray(pictures[time : time + 1]),
+            action=jnp.zeros((1, num_envs), jnp.int32),
+            reward=jnp.arange(num_envs, dtype=jnp.float32)[None] + num_envs * time,
+            terminated=no,
+            truncated=no,
+            next_observation=jnp.asarray(pictures[time + 1 : time + 2]),
+        )
+        buffer = add(buffer, Rollout(steps=steps, memory=()))
+    sampled = as_numpy(sample(jax.random.key(0), buffer)[0])
+    time, environment = np.divmod(sampled["reward"][0].astype(int), num_envs)
+    assert set(time.tolist()) == set(range(6))
+    np.testing.assert_array_equal(sampled["observation"][0], pictures[time, environment])
+    np.testing.assert_array_equal(sampled["next_observation"][0], pictures[time + 1, environment])
+
+
+def test_pictures_among_other_parts_come_back_under_vmap():
+    spaces = {"picture": box(1, BITS, dtype=bool), "number": box(dtype=np.int32), "odd": box(1, dtype=bool)}
+    replay = uniform(spec_of(3, observation=spaces), 33)
+    worlds = [Experience([0.5] * 3, seed=seed) for seed in range(2)]
+
+    def parts(observation):
+        return {
+            "picture": pictured(observation),
+            "number": observation,
+            "odd": np.asarray(observation)[..., None] % 2 == 1,
+        }
+
+    buffers = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), replay.init())
+    assert buffers.observation["picture"].shape == (2, 33, 2)
+    assert buffers.observation["odd"].dtype == bool
+    add = jax.jit(jax.vmap(replay.add))
+    for _ in range(4):
+        rollouts = [with_pictures(world.rollout(4), parts) for world in worlds]
+        buffers = add(buffers, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rollouts))
+    keys = jax.random.split(jax.random.key(0), 2)
+    sampled, ready = jax.jit(jax.vmap(functools.partial(replay.sample, batch_size=50)))(keys, buffers)
+    assert ready.all()
+    for observed in (sampled.steps.observation, sampled.steps.next_observation):
+        np.testing.assert_array_equal(numbers(np.asarray(observed["picture"])), observed["number"])
+        np.testing.assert_array_equal(observed["odd"][..., 0], np.asarray(observed["number"]) % 2 == 1)
+        assert len(np.unique(observed["number"])) > 15
+    for seed, world in enumerate(worlds):
+        for column in range(50):
+            environment, index = world.place(np.asarray(sampled.steps.reward)[seed, 0, column])
+            kept = world.added[environment][index]
+            assert sampled.steps.observation["number"][seed, 0, column] == kept["observation"]
+            assert sampled.steps.next_observation["number"][seed, 0, column] == kept["next_observation"]
+
+
+def test_a_million_pictures_of_minatar_take_64_megabytes():
+    # Of Breakout, 10 x 10 x 4 bits, that is 50 bytes, and 14 of action, reward, both ends and place: 64 000 096 bytes
+    # with three counters for each of 8 environments. As float32, in which gymnax shows them, it would be 1.6 gigabytes.
+    buffer = jax.eval_shape(uniform(spec_of(8, observation=box(10, 10, 4, dtype=bool)), 1_000_000).init)
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)) == 64_000_096
+    buffer = jax.eval_shape(uniform(spec_of(8, observation=box(10, 10, 4)), 1_000_000).init)
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(buffer)) == 1_614_000_096
+
+
+# --- what it costs --------------------------------------------------------------------------------------------------
 
 
 def rollout_shapes(spec, time=1):
@@ -417,6 +571,17 @@ def test_without_updates_it_fills_and_learns_nothing():
     assert all(np.any(one != other) for one, other in zip(
         jax.tree.leaves(state.learner.params), jax.tree.leaves(begun.learner.params), strict=True
     ) if one.ndim > 1)  # fmt: skip
+
+
+def test_what_is_new_is_observed_by_the_learner_and_nothing_else_changes():
+    def observe(state, rollout):
+        return state | {"count": state["count"] + rollout.steps.reward.shape[0]}
+
+    agent = with_replay(spy()._replace(observe=observe), uniform(spec_of(3), 30), batch_size=2)
+    begun = agent.init(jax.random.key(0), 1.0)
+    state = agent.observe(begun, Experience([0.2] * 3).rollout(5))
+    assert state.learner["count"] == 5
+    assert_same(state.buffer, begun.buffer)  # nothing is added before the update
 
 
 @pytest.mark.parametrize("time", [1, 3])

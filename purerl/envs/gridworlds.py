@@ -10,7 +10,6 @@ gymnasium numbers those of its CliffWalking, and then clockwise:
 
 from typing import Any, no_type_check
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,12 +158,3 @@ class WindyGridworld(_Gridworld):
         row = jnp.clip(row + move[0] - wind, 0, self.rows - 1)
         column = jnp.clip(column + move[1], 0, self.columns - 1)
         return self._arrive(state, row, column, params.step_reward, params)
-
-
-def register() -> None:
-    """Makes "CliffWalking-purerl" and "WindyGridworld-purerl" known to `gymnax.make`, once."""
-    # gymnax refuses a name that it knows, and notebooks import again.
-    names = {"CliffWalking-purerl": CliffWalking, "WindyGridworld-purerl": WindyGridworld}
-    for name, factory in names.items():
-        if name not in gymnax.registered_envs:
-            gymnax.register(name, factory)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl.envs import gridworlds
+from purerl import envs
 from purerl.envs.gridworlds import CliffWalking, CliffWalkingParams, EnvState, WindyGridworld
 
 UP, RIGHT, DOWN, LEFT = range(4)
@@ -148,9 +148,9 @@ def test_time_limit_truncates_and_the_goal_terminates(env, before_goal, into_goa
 
 
 def test_registering_twice_is_harmless():
-    gridworlds.register()
+    envs.register()
     before = list(gymnax.registered_envs)
-    gridworlds.register()
+    envs.register()
     assert gymnax.registered_envs == before
     for name, kind in (
         ("CliffWalking-purerl", CliffWalking),
