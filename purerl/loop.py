@@ -19,7 +19,7 @@ _STEPS_PER_BLOCK = 1024
 class Run:
     """A run, whole: to continue it, nothing else is needed."""
 
-    key: Any  # the run's key, constant: iteration i draws from fold_in(key, i)
+    key: Any  # the run's key, constant: iteration i folds i into the keys split from it
     iteration: Any  # int32: iterations done
     agent: PyTree  # the agent's state
     episodes: rollout.Episodes  # the N episodes under way
@@ -96,9 +96,17 @@ def advance(
     row = iterations // rows
     block = _block(row, at_most=max(1, _STEPS_PER_BLOCK // length))
 
-    def draw(key):
-        act_key, update_key = jax.random.split(key)
-        return rollout.step_keys(act_key, length), update_key
+    # One key per use of keys, into each of which an iteration folds its number: drawn apart from one another, those
+    # that nobody uses cost nothing (an environment without chance, an agent that learns without).
+    steps_key, update_key = jax.random.split(run.key)
+    streams = rollout.step_keys(steps_key, length), update_key
+
+    def draw(number):
+        def fold(key):
+            return jax.random.fold_in(key, number)
+
+        step_streams, update_stream = streams
+        return jax.tree.map(jax.vmap(fold), step_streams), fold(update_stream)
 
     def iterate(run, keys):
         step_keys, update_key = keys
@@ -118,7 +126,7 @@ def advance(
     def one_block(carry, size):
         run, sums = carry
         numbers = run.iteration + jnp.arange(size)
-        keys = jax.vmap(draw)(jax.vmap(jax.random.fold_in, (None, 0))(run.key, numbers))
+        keys = jax.vmap(draw)(numbers)
         # Each block is summed by itself first: over millions of terms a single float32 sum would drift.
         (run, block_sums), _ = jax.lax.scan(one_iteration, (run, zeros), keys)
         return run, jax.tree.map(jnp.add, sums, block_sums)
@@ -130,7 +138,7 @@ def advance(
         means = {name: jnp.float32(total / row) for name, total in metrics.items()}
         return run, means | {name: jnp.float32(total) for name, total in finished.items()}
 
-    keys = jax.eval_shape(draw, run.key)
+    keys = jax.eval_shape(draw, run.iteration)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(iterate, run, keys)[1])
     return jax.lax.scan(one_row, run, length=rows)
 

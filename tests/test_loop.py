@@ -11,7 +11,7 @@ import pytest
 
 from purerl import envs, loop, networks, replay
 from purerl.agents import dqn, q_learning
-from purerl.base import Transition
+from purerl.base import Agent, Transition, no_memory
 
 
 def tabular():
@@ -160,6 +160,68 @@ def test_every_environment_step_has_a_key_of_its_own():
     _, metrics = loop.train(jax.random.key(6), spying, env, hypers, iterations=30, rows=30)
     seen = set(zip(np.asarray(metrics["first"]), np.asarray(metrics["second"]), strict=True))
     assert len(seen) == 30
+
+
+LENGTH, SHOWN = 3, 10
+
+
+def watching():
+    """An agent that keeps a record of what it is shown, and in which order."""
+
+    def init(key, hypers):
+        return {
+            "observed": jnp.int32(0),
+            "updated": jnp.int32(0),
+            "before_update": jnp.bool_(True),  # whether every update came after as many observations as are due
+            "the_same": jnp.bool_(True),  # whether every update was handed the rollout observed last
+            "new": jnp.zeros((LENGTH, 2), jnp.int32),  # where the last new rollout was
+            "visits": jnp.zeros((SHOWN, LENGTH, 2), jnp.int32),  # and all of them
+        }
+
+    def act(key, state, memory, observation, hypers, *, greedy=False):
+        return jax.random.randint(key, observation.shape, 0, 4), memory
+
+    def observe(state, experience):
+        seen = experience.steps.observation
+        visits = state["visits"].at[state["observed"]].set(seen)
+        return state | {"observed": state["observed"] + 1, "new": seen, "visits": visits}
+
+    def update(key, state, experience, hypers):
+        due = state["updated"] // hypers["updates"] + 1  # observations before this update
+        seen = experience.steps.observation
+        same = jnp.all(seen == state["new"]) if seen.shape == state["new"].shape else jnp.bool_(False)
+        return state | {
+            "updated": state["updated"] + 1,
+            "before_update": state["before_update"] & (state["observed"] == due),
+            "the_same": state["the_same"] & same,
+        }, {"updated": state["updated"].astype(jnp.float32)}
+
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
+
+
+def watched(agent, env, updates):
+    hypers, options = {"updates": updates}, {"iterations": SHOWN, "length": LENGTH}
+    return jax.jit(lambda key: loop.train(key, agent, env, hypers, **options)[0])(jax.random.key(8)).agent
+
+
+def test_every_new_rollout_is_observed_once_and_before_the_update():
+    env = envs.make("CliffWalking-purerl", 2)
+    alone = watched(watching(), env, 1)
+    assert alone["observed"] == alone["updated"] == SHOWN
+    assert alone["before_update"]
+    assert alone["the_same"]
+    assert len(np.unique(alone["visits"], axis=0)) > SHOWN / 2  # or rollouts could be exchanged unseen
+
+    # From replay it learns from samples, 5 sequences at a time, as often as asked; it observes the same as before.
+    for updates in (0, 4):
+        buffer = replay.uniform(env.spec, 64, length=LENGTH)
+        agent = replay.with_replay(watching(), buffer, batch_size=5, updates=updates)
+        sampling = watched(agent, env, max(updates, 1)).learner
+        assert sampling["observed"] == SHOWN
+        assert sampling["updated"] == SHOWN * updates
+        assert sampling["before_update"]
+        assert sampling["the_same"] == (updates == 0)
+        np.testing.assert_array_equal(sampling["visits"], alone["visits"])
 
 
 @pytest.mark.parametrize(

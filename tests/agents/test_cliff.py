@@ -73,7 +73,7 @@ def test_expected_sarsa_comes_to_the_best_epsilon_soft_policy_as_its_rate_decays
     advance = jax.jit(lambda run, hypers: loop.advance(run, agent, ENV, hypers, iterations=20_000)[0])
     hypers = cast_hypers(Hypers())
     run = loop.begin(jax.random.key(0), agent, ENV, hypers)
-    for number in range(60):
+    for number in range(200):
         rate = jnp.float32(0.5 / np.sqrt(1 + number))
         run = advance(run, dataclasses.replace(hypers, learning_rate=rate))
     assert advance._cache_size() == 1

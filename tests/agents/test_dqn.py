@@ -254,7 +254,7 @@ def test_the_target_goes_part_of_the_way_to_the_network(period, rate):
 
 @pytest.mark.parametrize("limit", [0.05, 0.5])
 def test_gradients_are_scaled_down_to_the_norm_allowed(limit):
-    # A large epsilon, because Adam by itself is blind to a factor of all gradients. The norm is that of matrix and bias.
+    # A large epsilon, because Adam by itself is blind to a factor of all gradients. The norm is of matrix and bias.
     hypers = dataclasses.replace(GENERIC, adam_eps=0.1)
     free, unclipped = assert_updates_are_those_of_the_book(hypers)
     _, clipped = assert_updates_are_those_of_the_book(dataclasses.replace(hypers, max_gradient_norm=limit))

@@ -125,60 +125,64 @@ DRAWS = 10_000
 
 
 @functools.cache
-def drawing(name, spec, explore, greedy):
+def drawing(name, spec, explore):
     agent, _ = made(name, spec, explore)
+    observation = jnp.arange(spec.num_envs, dtype=jnp.int32)
 
-    def draw(keys, state, hypers):
-        observation = jnp.arange(spec.num_envs, dtype=jnp.int32)
-        return jax.vmap(lambda key: agent.act(key, state, (), observation, hypers, greedy=greedy)[0])(keys)
+    def draw(key, state, hypers):
+        return [agent.act(key, state, (), observation, hypers, greedy=greedy)[0] for greedy in (False, True)]
 
-    return jax.jit(draw)
+    return jax.jit(jax.vmap(draw, (0, None, None)))
 
 
-def frequencies(name, values, *, number=0.0, greedy=False, explore=exploration.epsilon_greedy, visits=None):
-    """How often each action is drawn [S, A], with an environment in every state, by tables that hold `values`."""
+def frequencies(name, values, *, number=0.0, explore=exploration.epsilon_greedy, visits=None):
+    """How often each action is drawn [S, A] by tables that hold `values`: by the policy that explores, and greedily."""
     *_, states, actions = np.shape(values)
     spec, hypers = spec_of(states, states, actions), cast_hypers(AGENTS[name].hypers(exploration=number))
     state = with_tables(made(name, spec, explore)[0].init(jax.random.key(0), hypers), values)
     if visits is not None:
         state = dataclasses.replace(state, visits=jnp.int32(visits))
-    drawn = drawing(name, spec, explore, greedy)(jax.random.split(jax.random.key(1), DRAWS), state, hypers)
-    return np.stack([np.bincount(column, minlength=actions) for column in np.asarray(drawn).T]) / DRAWS
+    both = drawing(name, spec, explore)(jax.random.split(jax.random.key(1), DRAWS), state, hypers)
+    return [
+        np.stack([np.bincount(column, minlength=actions) for column in np.asarray(drawn).T]) / DRAWS for drawn in both
+    ]
 
 
 def assert_frequencies(found, probabilities):
-    # Four standard deviations of the widest, and what has no chance is not drawn once.
+    # Four standard deviations of a half are .02; what has no chance is not drawn once.
     np.testing.assert_allclose(found, probabilities, atol=0.02)
     assert (found[np.array(probabilities) == 0] == 0).all()
 
 
 TABLE = [[1.0, 0.0, 0.5], [0.0, 1.0, 1.0], [-np.inf, 2.0, 2.5], [-np.inf, -np.inf, 0.0]]
+GREEDY = [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_agent_acts_epsilon_greedily_by_its_table(name):
-    expected = [[0.8, 0.1, 0.1], [0.1, 0.45, 0.45], [0, 0.15, 0.85], [0, 0, 1]]
-    assert_frequencies(frequencies(name, TABLE, number=0.3), expected)
-    expected = [[1, 0, 0], [0, 0.5, 0.5], [0, 0, 1], [0, 0, 1]]
-    assert_frequencies(frequencies(name, TABLE, number=0.3, greedy=True), expected)
+    exploring, greedy = frequencies(name, TABLE, number=0.3)
+    assert_frequencies(exploring, [[0.8, 0.1, 0.1], [0.1, 0.45, 0.45], [0, 0.15, 0.85], [0, 0, 1]])
+    assert_frequencies(greedy, GREEDY)
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_agent_acts_by_the_softmax_of_its_values(name):
     powers = np.exp(np.array(TABLE) / 0.5)
-    found = frequencies(name, TABLE, number=0.5, explore=exploration.boltzmann)
-    assert_frequencies(found, powers / powers.sum(axis=1, keepdims=True))
+    exploring, greedy = frequencies(name, TABLE, number=0.5, explore=exploration.boltzmann)
+    assert_frequencies(exploring, powers / powers.sum(axis=1, keepdims=True))
+    assert_frequencies(greedy, GREEDY)
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_by_ucb_what_was_not_tried_comes_first_and_masked_actions_never(name):
     # Where all were tried 4, 1 and 1 times of 6: 1 + c .669, 0 + c 1.339, .5 + c 1.339, which is the most with c = 1.
     visits = [[4, 1, 1], [9, 9, 0], [0, 0, 9], [0, 0, 9]]
-    found = frequencies(name, TABLE, number=1.0, explore=exploration.ucb, visits=visits)
-    assert_frequencies(found, [[0, 0, 1], [0, 0, 1], [0, 1, 0], [0, 0, 1]])
+    exploring, greedy = frequencies(name, TABLE, number=1.0, explore=exploration.ucb, visits=visits)
+    assert_frequencies(exploring, [[0, 0, 1], [0, 0, 1], [0, 1, 0], [0, 0, 1]])
+    assert_frequencies(greedy, GREEDY)
     # With c = .5: 1.335, .669, 1.169.
-    found = frequencies(name, TABLE, number=0.5, explore=exploration.ucb, visits=visits)
-    np.testing.assert_array_equal(found[0], [1, 0, 0])
+    exploring, _ = frequencies(name, TABLE, number=0.5, explore=exploration.ucb, visits=visits)
+    np.testing.assert_array_equal(exploring[0], [1, 0, 0])
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -195,14 +199,13 @@ def test_observing_counts_the_visits_of_ucb(name):
 
 
 def test_double_q_learning_acts_by_the_mean_of_its_tables():
-    # The means are 2 and 3, although either table has its largest value at action 0 of one of the states.
-    both = [[[5.0, 0.0], [2.0, 3.0]], [[-1.0, 6.0], [2.0, 3.0]]]
-    np.testing.assert_array_equal(frequencies("double_q_learning", both, greedy=True), [[0, 1], [0, 1]])
-    swapped = np.array(both)[::-1]
-    np.testing.assert_array_equal(frequencies("double_q_learning", swapped, greedy=True), [[0, 1], [0, 1]])
-    # e^(3 - 2) to 1, and not e^(6 - 4).
-    found = frequencies("double_q_learning", both, number=1.0, explore=exploration.boltzmann)
-    assert_frequencies(found, np.tile([1, np.e], (2, 1)) / (1 + np.e))
+    # The means are [2, 3] in both states, although in the first the first table prefers action 0.
+    both = np.array([[[5.0, 0.0], [2.0, 3.0]], [[-1.0, 6.0], [2.0, 3.0]]])
+    for values in (both, both[::-1]):
+        exploring, greedy = frequencies("double_q_learning", values, number=1.0, explore=exploration.boltzmann)
+        np.testing.assert_array_equal(greedy, [[0, 1], [0, 1]])
+        # e^(3 - 2) to 1, and not e^(6 - 4) as it would be by the sum.
+        assert_frequencies(exploring, np.tile([1, np.e], (2, 1)) / (1 + np.e))
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -116,66 +116,58 @@ def corridors(length, num_envs, actions, seed):
         "observation": observation,
         "action": np.int32(rng.integers(actions, size=(length, num_envs))),
         "reward": np.float32(rng.normal(size=(length, num_envs))),
-        "terminated": (rng.random((length, num_envs)) < 0.15) | (times == length - 1),
+        "terminated": (rng.random((length, num_envs)) < 0.25) | (times == length - 1),
         "truncated": np.zeros((length, num_envs), bool),
         "next_observation": (observation + 1) % (length * num_envs),
     }
 
 
-def rlax_errors(name, step, now, then, now_other, then_other, discount, exploration):
-    """TD errors [T] of one environment: step leaves [T], values [T, A] now and of the successors, of both tables."""
-    if name in ("q_learning", "double_q_learning", "expected_sarsa"):
-        probabilities = jax.vmap(rlax.epsilon_greedy(exploration).probs)(then)
-        error, more = {
-            "q_learning": (rlax.q_learning, (then,)),
-            "double_q_learning": (rlax.double_q_learning, (then_other, then)),
-            "expected_sarsa": (rlax.expected_sarsa, (then, probabilities)),
-        }[name]
-        return jax.vmap(error)(now, step["action"], step["reward"], discount, *more)
-    # No action follows the last step, which terminates: any will do.
+def rlax_errors(name, step, values, judge, discount, epsilon):
+    """TD errors [T] of one environment, by values [S, A]; of double Q-learning where `values` learn, judged by others.
+
+    No action follows the last step, which terminates: any will do.
+    """
+    now, then = values[step["observation"]], values[step["next_observation"]]
+    here = now, step["action"], step["reward"], discount
     following = jnp.append(step["action"][1:], 0)
-    if name == "sarsa":
-        return jax.vmap(rlax.sarsa)(now, step["action"], step["reward"], discount, then, following)
-    if name == "sarsa_lambda":
-        arguments = now, step["action"], step["reward"], discount, then, following
-        return rlax.sarsa_lambda(*arguments, lambda_=0.8)
-    values = rlax.batched_index(then, following)
-    returns = rlax.n_step_bootstrapped_returns(step["reward"], discount, values, n=3)
-    return returns - rlax.batched_index(now, step["action"])
+    match name:
+        case "q_learning":
+            return jax.vmap(rlax.q_learning)(*here, then)
+        case "expected_sarsa":
+            return jax.vmap(rlax.expected_sarsa)(*here, then, jax.vmap(rlax.epsilon_greedy(epsilon).probs)(then))
+        case "double_q_learning":
+            return jax.vmap(rlax.double_q_learning)(*here, judge[step["next_observation"]], then)
+        case "sarsa":
+            return jax.vmap(rlax.sarsa)(*here, then, following)
+        case "sarsa_lambda":
+            return rlax.sarsa_lambda(*here, then, following, lambda_=0.8)
+        case "n_step_sarsa":
+            following_values = rlax.batched_index(then, following)
+            returns = rlax.n_step_bootstrapped_returns(step["reward"], discount, following_values, n=3)
+            return returns - rlax.batched_index(now, step["action"])
 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_errors_are_rlax_s(name):
-    length, num_envs, actions = 8, 4, 3
+    length, num_envs, actions, key = 8, 2, 3, jax.random.key(3)
     experience = corridors(length, num_envs, actions, seed=0)
     assert experience["terminated"][:-1].any()
-    states, double = length * num_envs, name == "double_q_learning"
-    before = np.random.default_rng(1).normal(size=(2, states, actions) if double else (1, states, actions))
-    # No two values in a row are equal: rlax breaks no ties in the selection of double Q-learning either.
-    key = jax.random.key(3)
-    state, _ = learn(
-        name,
-        experience,
-        length,
-        values=before if double else before[0],
-        key=key,
-        learning_rate=0.5,
-        discount=0.9,
-        exploration=0.3,
-        **({"trace_decay": 0.8} if "lambda" in name else {}),
-    )
-    coins = np.asarray(jax.random.bernoulli(key, shape=(length, num_envs)))
-    expected = np.array(before)
+    double = name == "double_q_learning"
+    before = np.random.default_rng(1).normal(size=(2, length * num_envs, actions)).astype(np.float32)
+    numbers = numbers_of(name) | {"learning_rate": 0.5}
+    state, _ = learn(name, experience, length, values=before if double else before[0], key=key, **numbers)
+
+    heads = np.asarray(jax.random.bernoulli(key, shape=(length, num_envs)))
+    expected = before.copy()
     for environment in range(num_envs):
-        step = {name: jnp.asarray(leaf[:, environment]) for name, leaf in experience.items()}
-        discount = jnp.float32(0.9 * ~experience["terminated"][:, environment])
-        for learner, table in enumerate(before):
-            rows = [jnp.float32(one[step[name]]) for one in (table, before[-1 - learner])
-                    for name in ("observation", "next_observation")]  # fmt: skip
-            errors = rlax_errors(name, step, *rows, discount, 0.3)
-            learns = coins[:, environment] == (learner == 0) if double else np.ones(length, bool)
-            expected[learner][step["observation"], step["action"]] += 0.5 * np.where(learns, errors, 0.0)
-    np.testing.assert_allclose(tables_of(state), expected, atol=1e-6)
+        step = {what: jnp.asarray(leaf[:, environment]) for what, leaf in experience.items()}
+        discount = jnp.where(step["terminated"], 0.0, 0.9)
+        for table, learns in enumerate([heads, ~heads] if double else [heads | True]):
+            errors = rlax_errors(name, step, jnp.asarray(before[table]), jnp.asarray(before[1 - table]), discount, 0.3)
+            cells = step["observation"], step["action"]
+            expected[table][cells] += 0.5 * np.where(learns[:, environment], errors, 0.0)
+    for table, values in zip(tables_of(state), expected, strict=False):
+        np.testing.assert_allclose(table, values, atol=1e-6)
 
 
 # --- one step -------------------------------------------------------------------------------------------------------

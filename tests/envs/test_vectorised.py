@@ -25,6 +25,16 @@ OVERRIDING = "DeepSea-bsuite"  # has a `step` of its own, which carries sums fro
 PLAIN = {"xla_backend_optimization_level": 0}
 
 
+class Parts(probes.Countdown):
+    """Observed as a dict."""
+
+    def _observation(self, state):
+        return {"remaining": state.remaining, "both": super()._observation(state)}
+
+    def observation_space(self, params=None):
+        return spaces.Dict({"remaining": spaces.Discrete(6), "both": super().observation_space(params)})
+
+
 def thing(name):
     """Return what `envs.make` takes: a probe as an object, the others by name."""
     return PROBES[name]() if name in PROBES else name
@@ -256,6 +266,44 @@ def test_changed_parameters_are_no_second_trace():
         assert truncated.all() == (gravity == 1.0)  # the limit is one step, then nine
 
 
+# --- observed in another dtype --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("Breakout-MinAtar", bool), ("Catch-bsuite", np.uint8)])
+def test_observations_in_another_dtype_are_those_of_the_environment_cast(name, dtype):
+    usual, other = envs.make(thing(name), N), envs.make(thing(name), N, observation_dtype=dtype)
+    assert other.spec.action == usual.spec.action
+    assert (other.spec.observation.shape, other.spec.observation.dtype) == (usual.spec.observation.shape, dtype)
+    assert isinstance(other.spec.observation.dtype, np.dtype)
+
+    def both(key):
+        return [unroll(env, key, 60) for env in (usual, other)]
+
+    (first, start, one), (other_first, other_start, two) = jax.jit(both, compiler_options=PLAIN)(jax.random.key(7))
+    assert np.any(np.diff(one["result"][0], axis=0))
+    assert one["result"][3].any()  # a new episode's first observation is seen as well
+    for shown, cast in [(first, other_first)] + [(one["result"][part], two["result"][part]) for part in (0, 5)]:
+        assert cast.dtype == dtype
+        np.testing.assert_array_equal(cast, np.asarray(shown).astype(dtype))
+        np.testing.assert_array_equal(np.asarray(cast).astype(shown.dtype), shown)
+    # Nothing else is changed, the state that the environment keeps least of all.
+    chex.assert_trees_all_equal(start, other_start)
+    chex.assert_trees_all_equal(*(steps["result"][1:5] for steps in (one, two)))
+    chex.assert_trees_all_equal(*(steps["before"] for steps in (one, two)))
+    assert types(start) == types(other_start)
+
+
+def test_each_part_of_an_observation_is_cast():
+    env = envs.make(Parts(), N, observation_dtype=np.uint8)
+    assert jax.tree.map(lambda space: (space.shape, space.dtype), env.spec.observation) == {
+        "remaining": ((), np.uint8),
+        "both": ((2,), np.uint8),
+    }
+    usual = envs.make(Parts(), N)
+    shown, cast = (made.reset(jax.random.key(0), made.params)[0] for made in (usual, env))
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf.astype(jnp.uint8), shown), cast)
+
+
 @pytest.fixture
 def unchecked():
     """What a user has: no run-time check of annotations, which would speak before the function does."""
@@ -279,6 +327,25 @@ def unchecked():
         ((probes.Walk(), 1), {"rows": 3}, ValueError, "{'rows': 3} beside an environment object"),
         (("Catch-bsuite", 1), {"lines": 3}, ValueError, "Catch-bsuite does not take {'lines': 3}.*lines"),
         (("WindyGridworld-purerl", 1), {"with_stay": True}, ValueError, "needs kings_moves=True"),
+        (
+            ("CartPole-v1", 1),
+            {"observation_dtype": bool},
+            ValueError,
+            "observation_dtype is bool, which does not hold all that CartPole-v1 shows",
+        ),
+        (
+            # Its first observation is held, and the fractions are not.
+            (probes.Countdown(), 1),
+            {"observation_dtype": bool},
+            ValueError,
+            "observation_dtype is bool, which does not hold all that Countdown-probe shows",
+        ),
+        (
+            ("CliffWalking-purerl", 1),
+            {"observation_dtype": bool},
+            ValueError,
+            "observation_dtype is bool, and CliffWalking.* is observed as an integer, no array",
+        ),
     ],
 )
 def test_bad_input_is_named_with_what_it_takes(arguments, options, error, words):
@@ -297,13 +364,6 @@ def test_an_action_space_of_another_kind_is_named():
 
 
 def test_an_observation_of_several_parts_has_a_space_for_each():
-    class Parts(probes.Countdown):
-        def _observation(self, state):
-            return {"remaining": state.remaining, "both": super()._observation(state)}
-
-        def observation_space(self, params=None):
-            return spaces.Dict({"remaining": spaces.Discrete(6), "both": super().observation_space(params)})
-
     env = envs.make(Parts(), N)
     _, _, steps = jax.jit(lambda key: unroll(env, key, 20))(jax.random.key(6))
     observation, _, _, terminated, _, final = jax.device_get(steps["result"])
