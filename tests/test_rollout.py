@@ -48,9 +48,7 @@ def rollouts(run, agent, env, *, iterations, length):
     @jax.jit
     def one(run_key, number, episodes):
         steps_key, _ = jax.random.split(run_key)
-        keys = jax.tree.map(
-            jax.vmap(lambda key: jax.random.fold_in(key, number)), rollout.step_keys(steps_key, length)
-        )
+        keys = jax.tree.map(jax.vmap(lambda key: jax.random.fold_in(key, number)), rollout.step_keys(steps_key, length))
         return rollout.unroll(keys, agent, jnp.int32(0), env, env.params, episodes, ())[:2]
 
     found, episodes = [], run.episodes

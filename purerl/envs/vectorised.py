@@ -67,7 +67,7 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     params = jax.tree.map(_as_array, environment.default_params)
     types = _Types(environment, params)
     if observation_dtype is not None:
-        types.observation = _observed_as(np.dtype(observation_dtype), environment, params, types)
+        types.observation = _observed_as(_dtype(observation_dtype), environment, params, types)
     auto_reset = _own_auto_reset if type(environment).step is Environment.step else _gymnax_auto_reset
     reset, step = auto_reset(environment, num_envs, types)
     spec = Spec(
@@ -134,6 +134,13 @@ class _Types:
             return leaf if _is_key(fixed) else jax.lax.convert_element_type(leaf, fixed.dtype)
 
         return jax.tree.map(fix, (observation, state), (self.observation, self.state))
+
+
+def _dtype(name: Any) -> np.dtype:
+    try:
+        return np.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"observation_dtype is {name!r}; it takes a dtype, such as bool or uint8") from error
 
 
 def _observed_as(dtype: np.dtype, environment: Environment, params: PyTree, types: _Types) -> PyTree:
