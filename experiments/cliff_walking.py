@@ -136,8 +136,8 @@ def main(settings: Settings) -> None:
     """Train all three, print a table, save the picture."""
     try:
         env = envs.make("CliffWalking-purerl", 1)
-        directory = results.create(settings.out or results.default_directory("cliff_walking", env.name))
         cli.require_finite(settings.hypers)
+        directory = results.create(settings.out or results.default_directory("cliff_walking", env.name))
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error
     returns, walks = {}, {}

@@ -72,31 +72,25 @@ def parse(settings: type[AnySettings], arguments: Sequence[str] | None = None) -
     or a value out of range; an unknown flag ends the program (status 2).
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    description = sys.modules[settings.__module__].__doc__
-    if not issubclass(settings, Settings):
-        try:
-            return tyro.cli(settings, args=arguments, description=description)
-        except ValueError as error:
-            raise BadInput(str(error)) from error
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--env", default=_default(settings, "env"))
+    fields: list[Any] = [("settings", Annotated[settings, tyro.conf.arg(name="")])]
+    defaults: dict[str, Any] = {}
     try:
-        env = envs.make(first.parse_known_args(arguments)[0].env, 1)
-        defaults = _scalars(env.params)
-        # A dataclass made for this command line: every number of the environment a field, every field a flag.
-        params = dataclasses.make_dataclass(
-            "EnvParams",
-            [(name, type(value), dataclasses.field(default=value)) for name, value in defaults.items()],
-        )
-        params.__doc__ = f"The numbers of {env.name}."
-        command = dataclasses.make_dataclass(
-            "Command",
-            [
-                ("settings", Annotated[settings, tyro.conf.arg(name="")]),
-                ("env_params", params, dataclasses.field(default_factory=params)),
-            ],
-        )
-        parsed = tyro.cli(command, args=arguments, description=description)
+        if issubclass(settings, Settings):
+            first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            first.add_argument("--env", default=_default(settings, "env"))
+            env = envs.make(first.parse_known_args(arguments)[0].env, 1)
+            defaults = _scalars(env.params)
+            # A dataclass made for this command line: every number of the environment a field, every field a flag.
+            params = dataclasses.make_dataclass(
+                "EnvParams",
+                [(name, type(value), dataclasses.field(default=value)) for name, value in defaults.items()],
+            )
+            params.__doc__ = f"The numbers of {env.name}."
+            fields.append(("env_params", params, dataclasses.field(default_factory=params)))
+        command = dataclasses.make_dataclass("Command", fields)
+        parsed = tyro.cli(command, args=arguments, description=sys.modules[settings.__module__].__doc__)
+        if not defaults:
+            return parsed.settings
         given = dataclasses.asdict(parsed.env_params)
         changed = {name: value for name, value in given.items() if value != defaults[name]}
         return dataclasses.replace(parsed.settings, env_params=changed or None)

@@ -1,6 +1,5 @@
 """Experiment scripts: what they leave behind, which flags reach the run, and how bad input ends."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import load
 
 from purerl import cli, results
 
@@ -16,20 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = {"settings.json", "metrics.npz", "summary.json", "learning_curve.png"}
 TABULAR = ["--total-steps", "400", "--num-envs", "2", "--eval-episodes", "3"]
 SMALL = ["--learning-starts", "40", "--capacity", "100", "--batch-size", "8", "--hidden", "8"]
-TINY = {"q_learning": TABULAR, "sarsa": TABULAR, "dqn": [*TABULAR, "--total-steps", "200", *SMALL]}
+TINY = {
+    "q_learning": TABULAR,
+    "sarsa": TABULAR,
+    "dqn": [*TABULAR, "--total-steps", "200", *SMALL],
+    "cliff_walking": [],
+}
 # What a pole does not do by itself in so few steps: fall.
 SHORT = ["--env-params.max-steps-in-episode", "7"]
 # Episodes of seven steps, half of which are at random: some fall off the cliff, and returns differ.
 LUCK = [*SHORT, "--hypers.exploration", "0.5"]
-
-
-def load(name):
-    """Return the script as a module, as `python experiments/<name>.py` would have it, but for its name."""
-    spec = importlib.util.spec_from_file_location(f"experiments_{name}", ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def run(name, out, *flags):
@@ -168,7 +164,7 @@ BAD = {
     "a negative pause": ("q_learning", ["--eval-every", "-1"], "eval_every is -1"),
     "a return that is no number": ("q_learning", ["--stop-at-return", "nan"], "stop_at_return"),
     "a folder within a file": ("q_learning", ["--out", f"{__file__}/run"], "Not a directory"),
-    "no unit in a layer": ("dqn", ["--hidden", "8", "0"], "hidden is (8, 0); each hidden layer takes at least 1"),
+    "no unit in a layer": ("dqn", ["--hidden", "8", "0"], "hidden is (8, 0); each layer takes at least 1"),
     "no time": ("dqn", ["--env-params.max-steps-in-episode", "0"], "max_steps_in_episode is 0; an episode takes"),
     "endless time": (
         "dqn",
@@ -182,6 +178,14 @@ BAD = {
     "an empty batch": ("dqn", ["--batch-size", "0"], "batch_size is 0"),
     "a directory that holds a run": ("q_learning", ["--out", "FINISHED"], "already holds a finished run"),
     "a directory that is a file": ("q_learning", ["--out", "FINISHED/summary.json"], "which is a file"),
+    "pictures of numbers": ("q_learning", ["--observation-dtype", "bool"], "is observed as an integer, no array"),
+    "a dtype that does not hold": ("dqn", ["--observation-dtype", "bool"], "does not hold all that CartPole-v1 shows"),
+    "filters for what is no picture": ("dqn", ["--filters", "16"], "convolutions take images"),
+    "no step in a target": ("dqn", ["--n-step", "0"], "n_step is 0; it takes at least 1"),
+    "visits of what is not numbered": ("dqn", ["--explore", "ucb"], "ucb, which counts visits, needs a discrete"),
+    "one seed of which to have an interval": ("cliff_walking", ["--seeds", "1"], "seeds is 1; it takes at least 2"),
+    "hardly an episode": ("cliff_walking", ["--episodes", "9"], "episodes is 9; it takes at least 10"),
+    "a discount that is no number": ("cliff_walking", ["--hypers.discount", "inf"], "hypers.discount is inf"),
     "fewer steps than are acted at random": ("dqn", ["--total-steps", "30"], "learning_starts"),
 }
 
@@ -247,3 +251,60 @@ def test_a_script_runs_as_it_stands(tmp_path):
     assert "greedy return, 20 episodes a seed" in done.stdout
     assert str(out) in done.stdout.splitlines()[-1]
     assert results.load(out).summary["total_steps"] == 2000
+
+
+def test_dqn_s_options_reach_the_agent(tmp_path):
+    flags = ["--dueling", "--no-double", "--n-step", "2", "--explore", "boltzmann", "--schedule", "exponential"]
+    found = run("dqn", tmp_path / "run", "--eval-every", "0", *flags, "--hypers.target-rate", "0.5")
+    settings = load("dqn").Settings(**{"dueling": True, "double": False, "n_step": 2, "hidden": (8,)})
+    assert {name: found.settings[name] for name in ("dueling", "double", "n_step", "explore", "schedule")} == {
+        **{name: getattr(settings, name) for name in ("dueling", "double", "n_step")},
+        "explore": "boltzmann",
+        "schedule": "exponential",
+    }
+    assert found.settings["hypers"]["target_rate"] == 0.5
+    assert np.isfinite(found.metrics["loss"]).all()
+
+
+def test_pictures_are_kept_as_bool_through_the_whole_run(tmp_path):
+    script = load("dqn_minatar")
+    small = ["--total-steps", "64", "--learning-starts", "32", "--capacity", "160", "--batch-size", "4"]
+    tiny = ["--filters", "2", "--hidden", "4", "--eval-every", "0"]
+    script.main(cli.parse(script.Settings, [*small, *tiny, "--out", str(tmp_path / "run")]))
+    found = results.load(tmp_path / "run")
+    assert found.settings["observation_dtype"] == "bool"
+    assert found.settings["env"] == "Breakout-MinAtar"
+    assert np.isfinite(found.metrics["loss"]).all()
+
+
+@pytest.fixture(scope="module")
+def cliff(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cliff") / "run"
+    script = load("cliff_walking")
+    script.main(cli.parse(script.Settings, ["--seeds", "3", "--episodes", "120", "--out", str(out)]))
+    return script, results.load(out)
+
+
+def test_the_cliff_leaves_its_picture_and_every_episode_s_return(cliff):
+    _, found = cliff
+    assert {path.name for path in found.directory.iterdir()} == FILES - {"learning_curve.png"} | {"cliff_walking.png"}
+    assert (found.directory / "cliff_walking.png").read_bytes().startswith(b"\x89PNG")
+    assert {array.shape for array in found.metrics.values()} == {(3, 120)}
+    for name, summary in found.summary["agents"].items():
+        late = found.metrics[f"episode_return of {name}"][:, -100:].mean(axis=1)
+        np.testing.assert_allclose(summary["episode_return"], late, rtol=1e-6)
+        assert summary["mean"] == pytest.approx(late.mean(), rel=1e-6)
+        assert summary["mean_ci95"][0] <= late.mean() <= summary["mean_ci95"][1]
+        assert sum(summary["greedy_path_steps"].values()) + summary["greedy_path_in_circles"] == 3
+
+
+def test_a_greedy_path_that_does_not_arrive_walks_in_circles(cliff):
+    script, _ = cliff
+    goal, longest = script.GOAL, script.LONGEST
+    arrives = np.array([36, 24, *range(25, 36), *[goal] * (longest - 12)])
+    circles = np.array([36, 24] * longest)[: longest + 1]
+    summary = script.describe(np.zeros((2, 100)), np.stack([arrives, circles]))
+    assert summary["greedy_path_steps"] == {"13": 1}
+    assert summary["greedy_path_in_circles"] == 1
+    line = script.sentence({**summary, "mean": -1.0, "mean_ci95": (-2.0, 0.0)})
+    assert line.endswith("greedy path: 13 steps x 1, in circles x 1")

@@ -126,3 +126,70 @@ plots.learning_curve({str(tmp_path / "a.png")!r}, [1, 2], [[1.0, 2.0]], title="t
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+# --- comparisons and paths ------------------------------------------------------------------------------------------
+
+
+def compare(returns, x=STEPS):
+    figure = plots.new_figure(4.0, 3.0)
+    axes = figure.add_subplot()
+    plots.comparison(axes, x, returns, xlabel="episode", ylabel="return")
+    return axes
+
+
+def test_a_comparison_draws_every_mean_with_its_interval_in_a_colour_of_its_own():
+    axes = compare({"one": RETURNS, "other": RETURNS + 5})
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "other"]
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    np.testing.assert_allclose(drawn["one"].get_ydata(), RETURNS.mean(axis=0))
+    np.testing.assert_allclose(drawn["other"].get_ydata(), RETURNS.mean(axis=0) + 5)
+    assert drawn["one"].get_color() != drawn["other"].get_color()
+    low, high = scores.bootstrap_interval(RETURNS[:, 0], np.mean, resamples=1000)
+    first = axes.collections[0].get_paths()[0].vertices
+    first = first[first[:, 0] == STEPS[0], 1]
+    assert (first.min(), first.max()) == pytest.approx((low, high))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("episode", "return")
+
+
+def test_a_comparison_names_the_curve_that_does_not_fit():
+    with pytest.raises(ValueError, match=r"returns of other has shape \(4, 19\)"):
+        compare({"one": RETURNS, "other": RETURNS[:, 1:]})
+
+
+def draw_paths(paths, **more):
+    axes = plots.new_figure(4.0, 3.0).add_subplot()
+    plots.grid_paths(axes, (2, 3), paths, color="black", **more)
+    return axes
+
+
+def test_a_move_is_as_wide_as_the_share_of_paths_that_make_it():
+    # Cells 0 1 2 above 3 4 5. Both go from 3 to 0; one goes on to 1, the other stays; one passes 0 -> 1 twice.
+    axes = draw_paths([[3, 0, 1, 0, 1], [3, 0]])
+    widths = {(tuple(line.get_xdata()), tuple(line.get_ydata())): line.get_linewidth() for line in axes.get_lines()}
+    whole = widths[(0, 0), (1, 0)]
+    assert widths == {((0, 0), (1, 0)): whole, ((0, 1), (0, 0)): whole / 2, ((1, 0), (0, 0)): whole / 2}
+    low, high = axes.get_ylim()
+    assert low > high, "row 0 is on top"
+
+
+def test_cells_are_shaded_and_labelled_where_they_are():
+    axes = draw_paths([[3, 0]], shaded=[4], labels={3: "S", 5: "G"})
+    faces = [patch.get_facecolor() for patch in axes.patches]
+    assert len(faces) == 6
+    assert len(set(faces)) == 2
+    odd = [index for index, face in enumerate(faces) if faces.count(face) == 1]
+    assert odd == [4]
+    assert axes.patches[4].get_xy() == (0.5, 0.5)
+    assert {text.get_text(): text.get_position() for text in axes.texts} == {"S": (0, 1), "G": (2, 1)}
+
+
+@pytest.mark.parametrize("wrong", [{"paths": [[0, 6]]}, {"paths": [[-1]]}, {"paths": [], "shaded": [6]}])
+def test_cells_beyond_the_grid_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"a grid of \(2, 3\) has 0 to 5"):
+        draw_paths(**wrong)
+
+
+def test_a_figure_is_saved_with_its_folder(tmp_path):
+    path = plots.save(plots.new_figure(4.0, 3.0), tmp_path / "new" / "figure.png")
+    assert png_size(path) == (600, 450)

@@ -199,13 +199,14 @@ def test_observing_counts_the_visits_of_ucb(name):
 
 
 def test_double_q_learning_acts_by_the_mean_of_its_tables():
-    # The means are [2, 3] in both states, although in the first the first table prefers action 0.
-    both = np.array([[[5.0, 0.0], [2.0, 3.0]], [[-1.0, 6.0], [2.0, 3.0]]])
+    # The means are [.5, 2] and [2, 3], although in the first state one table, and the larger value, is for action 0.
+    both = np.array([[[5.0, 0.0], [2.0, 3.0]], [[-4.0, 4.0], [2.0, 3.0]]])
     for values in (both, both[::-1]):
         exploring, greedy = frequencies("double_q_learning", values, number=1.0, explore=exploration.boltzmann)
         np.testing.assert_array_equal(greedy, [[0, 1], [0, 1]])
-        # e^(3 - 2) to 1, and not e^(6 - 4) as it would be by the sum.
-        assert_frequencies(exploring, np.tile([1, np.e], (2, 1)) / (1 + np.e))
+        # The sums would be twice as far apart.
+        powers = np.exp([[0.5, 2], [2, 3]])
+        assert_frequencies(exploring, powers / powers.sum(axis=1, keepdims=True))
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
