@@ -77,7 +77,8 @@ def boltzmann_policy(values: Float[Array, "*batch A"], temperature: Number) -> F
     best = jnp.max(values, axis=-1, keepdims=True)
     # Also where the best is infinite: there values - best would be no number.
     below = jnp.where(values >= best, 0.0, values - best)
-    return jax.nn.softmax(below / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny), axis=-1)
+    # Between the numbers that have a reciprocal: then 0 / temperature is 0, and -inf / temperature -inf.
+    return jax.nn.softmax(below / jnp.clip(temperature, 1e-37, 1e37), axis=-1)
 
 
 def ucb_policy(values: Float[Array, "*batch A"], visits: Int[Array, "*batch A"], c: Number) -> Float[Array, "*batch A"]:
@@ -95,10 +96,14 @@ def draw(key: Key[Array, ""], policy: Float[Array, "*batch A"]) -> Int[Array, "*
 
     The number has 23 bits: a probability is off by up to 2^-23, and one of zero is never drawn.
     """
-    reached = jnp.cumsum(policy, axis=-1)
-    uniform = jax.random.uniform(key, policy.shape[:-1])
-    # The sum may be rounded to less than one: what is drawn must stay below it.
-    chosen = reached > (uniform * reached[..., -1])[..., None]
+    return pick(jax.random.uniform(key, policy.shape[:-1]), policy)
+
+
+def pick(uniform: Float[Array, "*batch"], policy: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
+    """Return the actions at which the sums of the probabilities exceed numbers drawn uniformly from [0, 1)."""
+    # Long sums are not taken in order, and may rise by a rounding where the probability is zero; nor end at one.
+    reached = jnp.where(policy > 0, jnp.cumsum(policy, axis=-1), 0.0)
+    chosen = reached > uniform[..., None] * jnp.max(reached, axis=-1, keepdims=True)
     return jnp.argmax(chosen, axis=-1).astype(jnp.int32)
 
 

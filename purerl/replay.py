@@ -106,7 +106,7 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
             return jnp.zeros(num_envs, jnp.int32)
 
         return Buffer(
-            observation=_pack(spec.observation, zeros(spec.observation, (capacity,))),
+            observation=_empty(spec.observation, capacity),
             action=zeros(spec.action, (capacity,)),
             reward=each(jnp.float32),
             terminated=each(bool),
@@ -185,6 +185,17 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
 
 def _is_packed(space: Discrete | Box) -> bool:
     return np.dtype(space.dtype) == bool and math.prod(space.shape) >= 8
+
+
+def _empty(space: PyTree, capacity: int) -> PyTree:
+    """Return the places of `capacity` stored observations of `space`."""
+
+    def empty(space: Any) -> Array:
+        if not _is_packed(space):
+            return zeros(space, (capacity,))
+        return jnp.zeros((capacity, -(-math.prod(space.shape) // 8)), jnp.uint8)
+
+    return jax.tree.map(empty, space)
 
 
 def _pack(space: PyTree, observation: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""What DQN learns with the defaults of its experiment, over ten seeds (slow tier)."""
+"""What DQN learns with the defaults of its experiments, over several seeds (slow tier)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from purerl import results
 from purerl.agents import dqn
 
 
-def run(directory, **settings):
-    experiment = load("dqn")
+def run(directory, script="dqn", **settings):
+    experiment = load(script)
     experiment.main(experiment.Settings(out=directory, **settings))
     return results.load_run(directory).summary
 
@@ -41,3 +41,21 @@ def test_dqn_learns_to_balance_a_pole_a_little(tmp_path):
     hypers = dqn.Hypers(learning_rate=2.5e-4, exploration_horizon=4_000)
     summary = run(tmp_path / "run", total_steps=70_000, seeds=3, capacity=10_000, hypers=hypers)
     assert np.mean(summary["evaluation"]["per_seed"]) > 150
+
+
+@pytest.mark.slow
+def test_dqn_plays_breakout_over_three_seeds(tmp_path, slow_result):
+    summary = run(tmp_path / "run", "dqn_minatar", seeds=3, eval_episodes=100)
+    evaluation = summary["evaluation"]
+    slow_result(described(evaluation, summary))
+    assert (summary["env"], summary["total_steps"]) == ("Breakout-MinAtar", 1_000_000)
+    assert evaluation["iqm"] >= 5
+
+
+def test_dqn_learns_to_play_breakout_a_little(tmp_path):
+    """The miniature of the above: one seed, few steps, a small network; a random policy scores .4."""
+    small = {"filters": (8,), "hidden": (64,), "num_envs": 8, "batch_size": 32, "capacity": 20_000}
+    steps = {"total_steps": 24_000, "learning_starts": 2_000, "log_every": 2_000}
+    numbers = {"learning_rate": 1e-3, "learning_rate_end": 1e-3, "exploration_horizon": 1_200, "target_period": 100}
+    summary = run(tmp_path / "run", "dqn_minatar", **small, **steps, hypers=dqn.Hypers(**numbers))
+    assert summary["evaluation"]["mean"] > 2

@@ -35,6 +35,23 @@ class Parts(probes.Countdown):
         return spaces.Dict({"remaining": spaces.Discrete(6), "both": super().observation_space(params)})
 
 
+class Shows(probes.Countdown):
+    """Shows one number at the start of an episode that never ends, and another one later."""
+
+    def __init__(self, first, later):
+        self.first, self.later = first, later
+
+    def _observation(self, state):
+        return jnp.where(state.time == 0, jnp.float32(self.first), jnp.float32(self.later))[None]
+
+    def step_env(self, key, state, action, params):
+        observation, state, reward, _, info = super().step_env(key, state, action, params)
+        return observation, state, reward, jnp.bool_(False), info
+
+    def observation_space(self, params=None):
+        return spaces.Box(0.0, 1.0, (1,), jnp.float32)
+
+
 def thing(name):
     """Return what `envs.make` takes: a probe as an object, the others by name."""
     return PROBES[name]() if name in PROBES else name
@@ -269,7 +286,7 @@ def test_changed_parameters_are_no_second_trace():
 # --- observed in another dtype --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("Breakout-MinAtar", bool), ("Catch-bsuite", np.uint8)])
+@pytest.mark.parametrize(("name", "dtype"), [("Breakout-MinAtar", bool), (OVERRIDING, np.uint8)])
 def test_observations_in_another_dtype_are_those_of_the_environment_cast(name, dtype):
     usual, other = envs.make(thing(name), N), envs.make(thing(name), N, observation_dtype=dtype)
     assert other.spec.action == usual.spec.action
@@ -304,6 +321,16 @@ def test_each_part_of_an_observation_is_cast():
     chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf.astype(jnp.uint8), shown), cast)
 
 
+@pytest.mark.parametrize(("first", "later"), [(0.5, 1.0), (1.0, 0.5), (2.0, 0.0), (0.0, np.nan)])
+def test_a_dtype_must_hold_the_first_observation_and_the_later_ones(first, later):
+    with pytest.raises(ValueError, match="observation_dtype is bool, which does not hold all that Shows-probe shows"):
+        envs.make(Shows(first, later), N, observation_dtype=bool)
+
+
+def test_a_dtype_that_holds_all_that_is_shown_is_taken():
+    assert envs.make(Shows(1.0, 0.0), N, observation_dtype=bool).spec.observation.dtype == bool
+
+
 @pytest.fixture
 def unchecked():
     """What a user has: no run-time check of annotations, which would speak before the function does."""
@@ -332,13 +359,6 @@ def unchecked():
             {"observation_dtype": bool},
             ValueError,
             "observation_dtype is bool, which does not hold all that CartPole-v1 shows",
-        ),
-        (
-            # Its first observation is held, and the fractions are not.
-            (probes.Countdown(), 1),
-            {"observation_dtype": bool},
-            ValueError,
-            "observation_dtype is bool, which does not hold all that Countdown-probe shows",
         ),
         (
             ("CliffWalking-purerl", 1),
