@@ -1,12 +1,13 @@
 """How values become a policy, and a policy an action.
 
-A way to explore is an `Exploration` that the factory of an agent takes (`explore=`): `epsilon_greedy`, `boltzmann`,
-`ucb`. Each has one number, traced: the hyper `exploration` of the agent, or what its schedule makes of it. An action
-whose value is -inf is never chosen, which is how illegal ones are masked.
+A way to explore is what the factory of an agent takes as `explore`: `epsilon_greedy`, `boltzmann`, `ucb`, or another
+function of the spec that returns an `Exploration`. Each has one number, traced: the hyper `exploration` of the agent,
+or what its schedule makes of it. An action whose value is -inf is never chosen: that is how illegal ones are masked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -28,8 +29,8 @@ class Exploration(NamedTuple):
 
 @runtime_checkable
 class InitFn(Protocol):
-    def __call__(self, spec: Spec) -> Any:
-        """Return the visits before the first step; ValueError for an environment in which they cannot be counted."""
+    def __call__(self) -> Any:
+        """Return the visits before the first step."""
         ...
 
 
@@ -47,6 +48,9 @@ class PolicyFn(Protocol):
     ) -> Float[Array, "*batch A"]:
         """Return the probabilities of the actions in states observed as `observation` that have these values."""
         ...
+
+
+Explore = Callable[[Spec], Exploration]
 
 
 # --- policies -------------------------------------------------------------------------------------------------------
@@ -109,7 +113,7 @@ def pick(uniform: Float[Array, "*batch"], policy: Float[Array, "*batch A"]) -> I
 
 def act(
     key: Key[Array, ""],
-    explore: Exploration,
+    strategy: Exploration,
     values: Float[Array, "*batch A"],
     visits: Any,
     observation: Any,
@@ -117,48 +121,43 @@ def act(
     *,
     greedy: bool,
 ) -> Int[Array, "*batch"]:
-    """Draw actions by the greedy policy, or else by that of `explore`."""
-    policy = greedy_policy(values) if greedy else explore.policy(values, visits, observation, number)
+    """Draw actions by the greedy policy, or else by that of `strategy`."""
+    policy = greedy_policy(values) if greedy else strategy.policy(values, visits, observation, number)
     return draw(key, policy)
 
 
 # --- ways to explore ------------------------------------------------------------------------------------------------
 
 
-def _no_visits(spec: Spec) -> tuple[()]:
+def epsilon_greedy(spec: Spec) -> Exploration:
+    """Explore by `epsilon_greedy_policy`; the number is epsilon."""
     del spec
-    return ()
+    return _without_visits(epsilon_greedy_policy)
 
 
-def _not_counted(visits: tuple[()], rollout: Rollout) -> tuple[()]:
-    del rollout
-    return visits
+def boltzmann(spec: Spec) -> Exploration:
+    """Explore by `boltzmann_policy`; the number is the temperature."""
+    del spec
+    return _without_visits(boltzmann_policy)
 
 
-def _all_zero(spec: Spec) -> Int[Array, "S A"]:
+def ucb(spec: Spec) -> Exploration:
+    """Explore by `ucb_policy`; the number is c. ValueError unless observations are discrete, so that visits count."""
     states = require_discrete(spec.observation, what="observation", agent="ucb, which counts visits,")
-    return jnp.zeros((states, require_discrete(spec.action, what="action", agent="ucb")), jnp.int32)
+    actions = require_discrete(spec.action, what="action", agent="ucb")
+    return Exploration(
+        init=lambda: jnp.zeros((states, actions), jnp.int32),
+        observe=lambda visits, rollout: visits.at[rollout.steps.observation, rollout.steps.action].add(1),
+        policy=lambda values, visits, observation, number: ucb_policy(values, visits[observation], number),
+    )
 
 
-def _counted(visits: Int[Array, "S A"], rollout: Rollout) -> Int[Array, "S A"]:
-    return visits.at[rollout.steps.observation, rollout.steps.action].add(1)
-
-
-epsilon_greedy = Exploration(
-    init=_no_visits,
-    observe=_not_counted,
-    policy=lambda values, visits, observation, number: epsilon_greedy_policy(values, number),
-)
-boltzmann = Exploration(
-    init=_no_visits,
-    observe=_not_counted,
-    policy=lambda values, visits, observation, number: boltzmann_policy(values, number),
-)
-ucb = Exploration(
-    init=_all_zero,
-    observe=_counted,
-    policy=lambda values, visits, observation, number: ucb_policy(values, visits[observation], number),
-)
+def _without_visits(policy: Callable[..., Float[Array, "*batch A"]]) -> Exploration:
+    return Exploration(
+        init=lambda: (),
+        observe=lambda visits, rollout: visits,
+        policy=lambda values, visits, observation, number: policy(values, number),
+    )
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------

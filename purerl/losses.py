@@ -15,6 +15,11 @@ def bootstrap_weight(discount: Float[Array, ""], terminated: Bool[Array, "*batch
     return discount * (1.0 - terminated)
 
 
+def following(bootstrap: Float[Array, "*batch"], value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return b V(s'), and 0 where b is 0 whatever the value: of a last state in which no action is legal it is -inf."""
+    return jnp.where(bootstrap == 0, 0.0, bootstrap * value)
+
+
 def select(values: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return values[..., action] as a masked sum: unlike that of indexing, its gradient is no scatter."""
     chosen = action[..., None] == jnp.arange(values.shape[-1])
@@ -27,7 +32,7 @@ def q_learning_target(
     next_values: Float[Array, "*batch A"],
 ) -> Float[Array, "*batch"]:
     """Return r + b max_a Q(s', a) (Watkins 1989; S&B 6.8)."""
-    return reward + bootstrap * jnp.max(next_values, axis=-1)
+    return reward + following(bootstrap, jnp.max(next_values, axis=-1))
 
 
 def double_q_learning_target(
@@ -37,7 +42,7 @@ def double_q_learning_target(
     next_selector: Float[Array, "*batch A"],
 ) -> Float[Array, "*batch"]:
     """Return r + b Q(s', argmax_a S(s', a)): one estimate chooses, the other one judges (van Hasselt 2010, 2016)."""
-    return reward + bootstrap * select(next_values, jnp.argmax(next_selector, axis=-1))
+    return reward + following(bootstrap, select(next_values, jnp.argmax(next_selector, axis=-1)))
 
 
 def sarsa_target(
@@ -46,7 +51,7 @@ def sarsa_target(
     next_value: Float[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
     """Return r + b Q(s', a'), a' being the action executed in s' (Rummery & Niranjan 1994; S&B 6.7)."""
-    return reward + bootstrap * next_value
+    return reward + following(bootstrap, next_value)
 
 
 def expected_sarsa_target(
@@ -57,7 +62,7 @@ def expected_sarsa_target(
 ) -> Float[Array, "*batch"]:
     """Return r + b sum_a pi(a|s') Q(s', a) (van Seijen 2009; S&B 6.9)."""
     expectation = jnp.sum(jnp.where(policy > 0, policy * next_values, 0.0), axis=-1)
-    return reward + bootstrap * expectation
+    return reward + following(bootstrap, expectation)
 
 
 def huber(error: Float[Array, "*batch"], delta: Float[Array, ""]) -> Float[Array, "*batch"]:

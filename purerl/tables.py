@@ -79,7 +79,7 @@ def move(
     """Return (Q with Q(s, a) <- Q(s, a) + rate [target - Q(s, a)], that error); as it was, and 0, unless `where`."""
     value = value_of(values, observation, action)
     error = jnp.where(where, target - value, 0.0)
-    # Set and not added to: so written, runs are equal to the bit however they are compiled.
+    # Set and not added to: so written, runs are equal to the bit, batched or alone, in whatever chunks.
     return values.at[observation, action].set(value + rate * error), error
 
 

@@ -61,14 +61,16 @@ def _dqn_values(*, dueling: bool) -> Callable[[Any, Any], Any]:
     return values
 
 
-def _table(name: str, make: Callable[[Spec], Agent], hypers: type = tables.Hypers, **more: Any) -> Case:
+def _table(
+    name: str, make: Callable[[Spec], Agent], hypers: type = tables.Hypers, *, probe_number: float = 0.5, **more: Any
+) -> Case:
     def values(state: Any, observation: Any) -> Any:
         if isinstance(state, double_q_learning.State):
             return (state.first[observation] + state.second[observation]) / 2
         return state.values[observation]
 
     here = hypers(**{"learning_rate": 0.3, "discount": 0.9, "exploration": 0.3, "initial_value": 0.2}, **more)
-    probe = hypers(**{"learning_rate": 0.1, "discount": 0.9, "exploration": 0.5, "initial_value": 0.0}, **more)
+    probe = hypers(**{"learning_rate": 0.1, "discount": 0.9, "exploration": probe_number, "initial_value": 0.0}, **more)
     return Case(name, make, here, "CliffWalking-purerl", True, probe, 2_000, values)
 
 
@@ -93,19 +95,12 @@ _WARM = dataclasses.replace(_DQN, exploration_start=9.0, exploration_end=5.0)  #
 
 CASES = [
     _table("q_learning", q_learning.q_learning),
-    _table("q_learning by UCB", lambda spec: q_learning.q_learning(spec, explore=exploration.ucb)),
+    _table("q_learning by UCB", lambda spec: q_learning.q_learning(spec, explore=exploration.ucb), probe_number=20.0),
     _table("sarsa", sarsa.sarsa),
-    _table("sarsa by Boltzmann", lambda spec: sarsa.sarsa(spec, explore=exploration.boltzmann)),
     _table("expected_sarsa", expected_sarsa.expected_sarsa),
     _table("double_q_learning", double_q_learning.double_q_learning),
     _table("n_step_sarsa", lambda spec: n_step_sarsa.n_step_sarsa(spec, n=3)),
     _table("sarsa_lambda", sarsa_lambda.sarsa_lambda, sarsa_lambda.Hypers, trace_decay=0.8),
-    _table(
-        "sarsa_lambda, replacing",
-        lambda spec: sarsa_lambda.sarsa_lambda(spec, replacing=True),
-        sarsa_lambda.Hypers,
-        trace_decay=0.8,
-    ),
     Case("dqn", _dqn, _DQN, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=False)),
     Case(
         "dqn with options", _dqn_with_options, _WARM, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=True)

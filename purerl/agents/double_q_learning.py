@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
 from purerl.base import Agent, Spec, no_memory, pytree_dataclass
-from purerl.exploration import Exploration
+from purerl.exploration import Explore
 
 Hypers = tables.Hypers
 
@@ -24,7 +24,7 @@ class State:
     visits: Any  # what exploration remembers
 
 
-def double_q_learning(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+def double_q_learning(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent:
     """Return tabular double Q-learning for discrete observations and actions.
 
         with probability 1/2:  Q1(s, a) <- Q1(s, a) + alpha [r + gamma Q2(s', argmax_a' Q1(s', a')) - Q1(s, a)]
@@ -34,38 +34,38 @@ def double_q_learning(spec: Spec, *, explore: Exploration = exploration.epsilon_
     time, in the order of time and then of environments. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="double_q_learning")
+    strategy = explore(spec)
 
     def init(key, hypers):
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
-        return State(first=values, second=jnp.copy(values), visits=explore.init(spec))
+        return State(first=values, second=jnp.copy(values), visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
         values = (state.first[observation] + state.second[observation]) / 2
         number = hypers.exploration
-        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
 
     def observe(state, rollout):
-        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
 
     def update(key, state, rollout, hypers):
-        heads = jax.random.bernoulli(key, shape=rollout.steps.reward.shape)
+        uniform = jax.random.uniform(key, rollout.steps.reward.shape)
 
-        def learn(both, own, step, heads):
+        def learn(both, own, step, uniform):
             first, second = both
+            # One number tosses the coin and, stretched, breaks the ties of the argmax evenly: at first all are equal.
+            heads, rest = uniform < 0.5, 2.0 * uniform % 1.0
             bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
             next_first, next_second = first[step.next_observation], second[step.next_observation]
-            target = losses.double_q_learning_target(
-                step.reward,
-                bootstrap,
-                next_values=jnp.where(heads, next_second, next_first),
-                next_selector=jnp.where(heads, next_first, next_second),
-            )
+            chooses, judges = jnp.where(heads, next_first, next_second), jnp.where(heads, next_second, next_first)
+            best = exploration.pick(rest, exploration.greedy_policy(chooses))
+            target = losses.sarsa_target(step.reward, bootstrap, losses.select(judges, best))
             cell = step.observation, step.action, target, hypers.learning_rate
             first, first_error = tables.move(first, *cell, where=heads)
             second, second_error = tables.move(second, *cell, where=~heads)
             return (first, second), own, jnp.abs(first_error + second_error)
 
-        (first, second), _, errors = tables.one_at_a_time(learn, (state.first, state.second), (), rollout, heads)
+        (first, second), _, errors = tables.one_at_a_time(learn, (state.first, state.second), (), rollout, uniform)
         return State(first=first, second=second, visits=state.visits), {"td_error": jnp.mean(errors)}
 
     return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from purerl import exploration, losses, returns
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_discrete, zeros
-from purerl.exploration import Exploration
+from purerl.exploration import Explore
 
 
 @pytree_dataclass
@@ -66,7 +66,7 @@ def dqn(
     *,
     double: bool = True,
     n_step: int = 1,
-    explore: Exploration = exploration.epsilon_greedy,
+    explore: Explore = exploration.epsilon_greedy,
     schedule: Callable[..., Float[Array, ""]] = exploration.linear_schedule,
 ) -> Agent:
     """Return DQN for discrete actions; `network` maps an observation to Q(s, .) [A].
@@ -83,6 +83,8 @@ def dqn(
     if n_step < 1:
         raise ValueError(f"n_step is {n_step}; it takes at least 1")
 
+    strategy = explore(spec)
+
     def init(key, hypers):
         params = network.init(key, zeros(spec.observation))
         return State(
@@ -90,7 +92,7 @@ def dqn(
             target_params=jax.tree.map(jnp.copy, params),
             optimizer=optimizer(hypers, jnp.int32(0)).init(params),
             updates=jnp.int32(0),
-            visits=explore.init(spec),
+            visits=strategy.init(),
         )
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
@@ -101,10 +103,10 @@ def dqn(
             end=hypers.exploration_end,
             horizon=hypers.exploration_horizon,
         )
-        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
 
     def observe(state, rollout):
-        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
 
     def target(state, steps, hypers):
         sums = returns.n_step(steps.reward, steps.terminated, steps.truncated, hypers.discount, n=n_step)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from purerl import exploration, losses, returns, tables
 from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
-from purerl.exploration import Exploration
+from purerl.exploration import Explore
 
 Hypers = tables.Hypers
 
@@ -24,7 +24,7 @@ class State:
     visits: Any  # what exploration remembers
 
 
-def n_step_sarsa(spec: Spec, *, n: int, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+def n_step_sarsa(spec: Spec, *, n: int, explore: Explore = exploration.epsilon_greedy) -> Agent:
     """Return tabular n-step SARSA for discrete observations and actions.
 
         G = r_t+1 + gamma r_t+2 + ... + gamma^(n-1) r_t+n + gamma^n Q(s_t+n, a_t+n)
@@ -35,20 +35,21 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Exploration = exploration.epsil
     the clock ended it, with the expectation of Q under the policy. Raises ValueError for other spaces or n below 1.
     """
     states, actions = tables.sizes(spec, agent="n_step_sarsa")
+    strategy = explore(spec)
     if n < 1:
         raise ValueError(f"n is {n}; it takes at least 1")
 
     def init(key, hypers):
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
-        return State(values=values, waiting=tables.nothing_waits((spec.num_envs, n)), visits=explore.init(spec))
+        return State(values=values, waiting=tables.nothing_waits((spec.num_envs, n)), visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
         values = state.values[observation]
         number = hypers.exploration
-        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
 
     def observe(state, rollout):
-        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="n_step_sarsa")
@@ -67,7 +68,7 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Exploration = exploration.epsil
             newest = dataclasses.replace(tables.wait(step), open=jnp.bool_(True))
             waiting = jax.tree.map(lambda leaf, new: jnp.append(leaf[1:], new), waiting, newest)
             next_values = values[step.next_observation]
-            policy = explore.policy(next_values, state.visits, step.next_observation, hypers.exploration)
+            policy = strategy.policy(next_values, state.visits, step.next_observation, hypers.exploration)
             goes_on = losses.bootstrap_weight(jnp.float32(1.0), step.terminated)
             last_value = losses.expected_sarsa_target(jnp.float32(0.0), goes_on, next_values, policy)
             targets = returns.discounted(waiting.reward, hypers.discount, last_value)

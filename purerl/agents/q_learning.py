@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
 from purerl.base import Agent, Spec, no_memory, pytree_dataclass
-from purerl.exploration import Exploration
+from purerl.exploration import Explore
 
 Hypers = tables.Hypers
 
@@ -22,7 +22,7 @@ class State:
     visits: Any  # what exploration remembers
 
 
-def q_learning(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+def q_learning(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent:
     """Return tabular Q-learning for discrete observations and actions.
 
         Q(s, a) <- Q(s, a) + alpha [r + gamma max_a' Q(s', a') - Q(s, a)]
@@ -31,18 +31,19 @@ def q_learning(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy)
     cell of the table each count. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="q_learning")
+    strategy = explore(spec)
 
     def init(key, hypers):
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
-        return State(values=values, visits=explore.init(spec))
+        return State(values=values, visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
         values = state.values[observation]
         number = hypers.exploration
-        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
 
     def observe(state, rollout):
-        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
 
     def update(key, state, rollout, hypers):
         def learn(values, own, step):

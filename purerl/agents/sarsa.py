@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
 from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
-from purerl.exploration import Exploration
+from purerl.exploration import Explore
 
 Hypers = tables.Hypers
 
@@ -23,7 +23,7 @@ class State:
     visits: Any  # what exploration remembers
 
 
-def sarsa(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+def sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent:
     """Return tabular SARSA for discrete observations and actions.
 
         Q(s, a) <- Q(s, a) + alpha [r + gamma Q(s', a') - Q(s, a)]
@@ -33,18 +33,19 @@ def sarsa(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> A
     under the policy stands in (the same mean, less variance). Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="sarsa")
+    strategy = explore(spec)
 
     def init(key, hypers):
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
-        return State(values=values, waiting=tables.nothing_waits((spec.num_envs,)), visits=explore.init(spec))
+        return State(values=values, waiting=tables.nothing_waits((spec.num_envs,)), visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
         values = state.values[observation]
         number = hypers.exploration
-        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
 
     def observe(state, rollout):
-        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="sarsa")
@@ -58,7 +59,7 @@ def sarsa(spec: Spec, *, explore: Exploration = exploration.epsilon_greedy) -> A
             )
             ended = step.terminated | step.truncated
             next_values = values[step.next_observation]
-            policy = explore.policy(next_values, state.visits, step.next_observation, hypers.exploration)
+            policy = strategy.policy(next_values, state.visits, step.next_observation, hypers.exploration)
             bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
             target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
             values, last_error = tables.move(

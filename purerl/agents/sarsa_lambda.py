@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
 from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
-from purerl.exploration import Exploration
+from purerl.exploration import Explore
 
 
 @pytree_dataclass
@@ -29,7 +29,7 @@ class State:
     visits: Any  # what exploration remembers
 
 
-def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Exploration = exploration.epsilon_greedy) -> Agent:
+def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Explore = exploration.epsilon_greedy) -> Agent:
     """Return tabular SARSA(lambda) for discrete observations and actions.
 
         delta = r + gamma Q(s', a') - Q(s, a)
@@ -41,22 +41,23 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Exploration = 
     With several environments each has its own traces, and they learn in turn. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="sarsa_lambda")
+    strategy = explore(spec)
 
     def init(key, hypers):
         return State(
             values=jnp.full((states, actions), hypers.initial_value, jnp.float32),
             traces=jnp.zeros((spec.num_envs, states, actions), jnp.float32),
             waiting=tables.nothing_waits((spec.num_envs,)),
-            visits=explore.init(spec),
+            visits=strategy.init(),
         )
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
         values = state.values[observation]
         number = hypers.exploration
-        return exploration.act(key, explore, values, state.visits, observation, number, greedy=greedy), memory
+        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
 
     def observe(state, rollout):
-        return dataclasses.replace(state, visits=explore.observe(state.visits, rollout))
+        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="sarsa_lambda")
@@ -79,7 +80,7 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Exploration = 
             )
             ended = step.terminated | step.truncated
             next_values = values[step.next_observation]
-            policy = explore.policy(next_values, state.visits, step.next_observation, hypers.exploration)
+            policy = strategy.policy(next_values, state.visits, step.next_observation, hypers.exploration)
             bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
             target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
             values, traces, last_error = move(values, traces, step.observation, step.action, target, ended)

@@ -134,13 +134,15 @@ def _expected_sarsa(book, experience, hypers, coins):
 
 
 def _double_q_learning(book, experience, hypers, coins):
-    """S&B 6.7; the coins say whether the first table learns."""
+    """S&B 6.7; a coin below a half says that the first table learns, and its place in that half which best is taken."""
     for step in _rows(experience):
-        learner = 0 if coins[step.time, step.environment] else 1
+        coin = 2 * float(coins[step.time, step.environment])
+        learner = 0 if coin < 1 else 1
         selector, judge = book.tables[learner], book.tables[1 - learner]
         target = step.reward
         if not step.terminated:
-            best = np.argmax(selector[step.next_observation])
+            ties = np.flatnonzero(selector[step.next_observation] == max(selector[step.next_observation]))
+            best = ties[int(coin % 1 * len(ties))]
             target += hypers.discount * judge[step.next_observation, best]
         _move(book, step, (step.observation, step.action), target, hypers.learning_rate, table=learner)
 
@@ -281,7 +283,7 @@ def with_tables(state, values):
 def heads(length, num_envs):
     """A key by which double Q-learning's first table learns from every transition."""
     keys = map(jax.random.key, range(1000))
-    return next(key for key in keys if jax.random.bernoulli(key, shape=(length, num_envs)).all())
+    return next(key for key in keys if (jax.random.uniform(key, (length, num_envs)) < 0.5).all())
 
 
 def _key(first):
@@ -329,8 +331,7 @@ def by_the_book(name, experience, chunk, *, values=None, sizes=(STATES, ACTIONS)
     states, actions = np.shape(values)
     count = 2 if name == "double_q_learning" else 1
     coins = [
-        jax.random.bernoulli(_key(first), shape=(min(chunk, length - first), num_envs))
-        for first in range(0, length, chunk)
+        jax.random.uniform(_key(first), (min(chunk, length - first), num_envs)) for first in range(0, length, chunk)
     ]
     book = Book(
         tables=list(np.array(np.broadcast_to(values, (count, states, actions)), np.float64)),

@@ -454,7 +454,7 @@ def test_other_ways_to_explore_count_nothing():
 
 def test_ucb_is_refused_where_observations_cannot_be_counted():
     with pytest.raises(ValueError, match="ucb, which counts visits, needs a discrete observation space"):
-        dqn.dqn(SPEC, LINEAR, explore=exploration.ucb).init(jax.random.key(0), cast_hypers(dqn.Hypers()))
+        dqn.dqn(SPEC, LINEAR, explore=exploration.ucb)
 
 
 def test_several_updates_from_replay_are_those_made_one_by_one():

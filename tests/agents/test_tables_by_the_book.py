@@ -87,8 +87,8 @@ def test_one_step_sarsa_is_sarsa():
     for seed in SEEDS:
         experience = random_experience(seed)
         n_step, sarsa = [learn(name, experience, 5, sizes=SIZES, **NUMBERS) for name in ("1_step_sarsa", "sarsa")]
-        np.testing.assert_array_equal(n_step[0].values, sarsa[0].values)
-        assert n_step[1] == sarsa[1]
+        np.testing.assert_allclose(n_step[0].values, sarsa[0].values, atol=1e-6)
+        np.testing.assert_allclose(n_step[1], sarsa[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sarsa_lambda", "sarsa_lambda, replacing"])
@@ -157,7 +157,7 @@ def test_errors_are_rlax_s(name):
     numbers = numbers_of(name) | {"learning_rate": 0.5}
     state, _ = learn(name, experience, length, values=before if double else before[0], key=key, **numbers)
 
-    heads = np.asarray(jax.random.bernoulli(key, shape=(length, num_envs)))
+    heads = np.asarray(jax.random.uniform(key, (length, num_envs))) < 0.5
     expected = before.copy()
     for environment in range(num_envs):
         step = {what: jnp.asarray(leaf[:, environment]) for what, leaf in experience.items()}
