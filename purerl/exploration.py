@@ -7,6 +7,7 @@ or what its schedule makes of it. An action whose value is -inf is never chosen:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from purerl import base
 from purerl.base import Rollout, Spec, require_discrete
 
 Number = Float[Array, ""] | float
@@ -124,6 +126,15 @@ def act(
     """Draw actions by the greedy policy, or else by that of `strategy`."""
     policy = greedy_policy(values) if greedy else strategy.policy(values, visits, observation, number)
     return draw(key, policy)
+
+
+def observing(strategy: Exploration) -> base.ObserveFn:
+    """Return the `observe` of an agent whose state holds the `visits` of `strategy`."""
+
+    def observe(state: Any, rollout: Rollout) -> Any:
+        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
+
+    return observe
 
 
 # --- ways to explore ------------------------------------------------------------------------------------------------

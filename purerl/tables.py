@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from purerl import losses
 from purerl.base import Rollout, Spec, Transition, pytree_dataclass, require_discrete
+from purerl.exploration import Exploration
 
 Own = TypeVar("Own")
 
@@ -65,6 +66,19 @@ def value_of(values: Float[Array, "S A"], observation: Int[Array, ""], action: I
     Not indexed directly: XLA would read a cell that is written next twice, before and after, and copy the table for it.
     """
     return losses.select(values[observation], action)
+
+
+def value_after(
+    values: Float[Array, "S A"], step: Transition, strategy: Exploration, visits: PyTree, number: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return what follows the last transition of an episode: 0 where it terminated; else sum_a pi(a|s') Q(s', a).
+
+    No action follows it, so the mean under the policy that acts stands in for one.
+    """
+    next_values = values[step.next_observation]
+    policy = strategy.policy(next_values, visits, step.next_observation, number)
+    goes_on = losses.bootstrap_weight(jnp.float32(1.0), step.terminated)
+    return losses.expected_sarsa_target(jnp.float32(0.0), goes_on, next_values, policy)
 
 
 def move(

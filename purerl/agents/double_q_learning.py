@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -41,12 +40,8 @@ def double_q_learning(spec: Spec, *, explore: Explore = exploration.epsilon_gree
         return State(first=values, second=jnp.copy(values), visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        values = (state.first[observation] + state.second[observation]) / 2
-        number = hypers.exploration
-        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
-
-    def observe(state, rollout):
-        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
+        values, visits = (state.first[observation] + state.second[observation]) / 2, state.visits
+        return exploration.act(key, strategy, values, visits, observation, hypers.exploration, greedy=greedy), memory
 
     def update(key, state, rollout, hypers):
         uniform = jax.random.uniform(key, rollout.steps.reward.shape)
@@ -68,4 +63,4 @@ def double_q_learning(spec: Spec, *, explore: Explore = exploration.epsilon_gree
         (first, second), _, errors = tables.one_at_a_time(learn, (state.first, state.second), (), rollout, uniform)
         return State(first=first, second=second, visits=state.visits), {"td_error": jnp.mean(errors)}
 
-    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=exploration.observing(strategy))

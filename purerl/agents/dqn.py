@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -105,9 +104,6 @@ def dqn(
         )
         return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
 
-    def observe(state, rollout):
-        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
-
     def target(state, steps, hypers):
         sums = returns.n_step(steps.reward, steps.terminated, steps.truncated, hypers.discount, n=n_step)
         successor = steps.next_observation
@@ -142,4 +138,4 @@ def dqn(
         )
         return state, {"loss": error, "value": value}
 
-    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=exploration.observing(strategy))

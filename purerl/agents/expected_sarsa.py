@@ -38,12 +38,8 @@ def expected_sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy)
         return State(values=values, visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        values = state.values[observation]
-        number = hypers.exploration
-        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
-
-    def observe(state, rollout):
-        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
+        values, visits = state.values[observation], state.visits
+        return exploration.act(key, strategy, values, visits, observation, hypers.exploration, greedy=greedy), memory
 
     def update(key, state, rollout, hypers):
         def learn(values, own, step):
@@ -57,4 +53,4 @@ def expected_sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy)
         values, _, errors = tables.one_at_a_time(learn, state.values, (), rollout)
         return dataclasses.replace(state, values=values), {"td_error": jnp.mean(errors)}
 
-    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=exploration.observing(strategy))

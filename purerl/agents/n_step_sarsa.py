@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import exploration, losses, returns, tables
+from purerl import exploration, returns, tables
 from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
 from purerl.exploration import Explore
 
@@ -44,12 +44,8 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Explore = exploration.epsilon_g
         return State(values=values, waiting=tables.nothing_waits((spec.num_envs, n)), visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        values = state.values[observation]
-        number = hypers.exploration
-        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
-
-    def observe(state, rollout):
-        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
+        values, visits = state.values[observation], state.visits
+        return exploration.act(key, strategy, values, visits, observation, hypers.exploration, greedy=greedy), memory
 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="n_step_sarsa")
@@ -67,10 +63,7 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Explore = exploration.epsilon_g
 
             newest = dataclasses.replace(tables.wait(step), open=jnp.bool_(True))
             waiting = jax.tree.map(lambda leaf, new: jnp.append(leaf[1:], new), waiting, newest)
-            next_values = values[step.next_observation]
-            policy = strategy.policy(next_values, state.visits, step.next_observation, hypers.exploration)
-            goes_on = losses.bootstrap_weight(jnp.float32(1.0), step.terminated)
-            last_value = losses.expected_sarsa_target(jnp.float32(0.0), goes_on, next_values, policy)
+            last_value = tables.value_after(values, step, strategy, state.visits, hypers.exploration)
             targets = returns.discounted(waiting.reward, hypers.discount, last_value)
 
             ended = step.terminated | step.truncated
@@ -86,4 +79,4 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Explore = exploration.epsilon_g
         values, waiting, errors = tables.one_at_a_time(learn, state.values, state.waiting, rollout)
         return State(values=values, waiting=waiting, visits=state.visits), {"td_error": jnp.mean(errors)}
 
-    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=exploration.observing(strategy))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -40,12 +39,8 @@ def sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent
         return State(values=values, waiting=tables.nothing_waits((spec.num_envs,)), visits=strategy.init())
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        values = state.values[observation]
-        number = hypers.exploration
-        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
-
-    def observe(state, rollout):
-        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
+        values, visits = state.values[observation], state.visits
+        return exploration.act(key, strategy, values, visits, observation, hypers.exploration, greedy=greedy), memory
 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="sarsa")
@@ -58,10 +53,8 @@ def sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent
                 values, waiting.observation, waiting.action, target, hypers.learning_rate, where=waiting.open
             )
             ended = step.terminated | step.truncated
-            next_values = values[step.next_observation]
-            policy = strategy.policy(next_values, state.visits, step.next_observation, hypers.exploration)
-            bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
-            target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
+            last_value = tables.value_after(values, step, strategy, state.visits, hypers.exploration)
+            target = losses.sarsa_target(step.reward, hypers.discount, last_value)
             values, last_error = tables.move(
                 values, step.observation, step.action, target, hypers.learning_rate, where=ended
             )
@@ -70,4 +63,4 @@ def sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent
         values, waiting, errors = tables.one_at_a_time(learn, state.values, state.waiting, rollout)
         return State(values=values, waiting=waiting, visits=state.visits), {"td_error": jnp.mean(errors)}
 
-    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=exploration.observing(strategy))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -52,12 +51,8 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Explore = expl
         )
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        values = state.values[observation]
-        number = hypers.exploration
-        return exploration.act(key, strategy, values, state.visits, observation, number, greedy=greedy), memory
-
-    def observe(state, rollout):
-        return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
+        values, visits = state.values[observation], state.visits
+        return exploration.act(key, strategy, values, visits, observation, hypers.exploration, greedy=greedy), memory
 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="sarsa_lambda")
@@ -79,10 +74,8 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Explore = expl
                 values, traces, waiting.observation, waiting.action, target, waiting.open
             )
             ended = step.terminated | step.truncated
-            next_values = values[step.next_observation]
-            policy = strategy.policy(next_values, state.visits, step.next_observation, hypers.exploration)
-            bootstrap = losses.bootstrap_weight(hypers.discount, step.terminated)
-            target = losses.expected_sarsa_target(step.reward, bootstrap, next_values, policy)
+            last_value = tables.value_after(values, step, strategy, state.visits, hypers.exploration)
+            target = losses.sarsa_target(step.reward, hypers.discount, last_value)
             values, traces, last_error = move(values, traces, step.observation, step.action, target, ended)
             return values, (tables.wait(step), jnp.where(ended, 0.0, traces)), waited_error + last_error
 
@@ -91,4 +84,4 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Explore = expl
         state = State(values=values, traces=traces, waiting=waiting, visits=state.visits)
         return state, {"td_error": jnp.mean(errors)}
 
-    return Agent(init=init, start=no_memory, act=act, update=update, observe=observe)
+    return Agent(init=init, start=no_memory, act=act, update=update, observe=exploration.observing(strategy))
