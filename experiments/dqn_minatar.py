@@ -17,14 +17,14 @@ main = dqn.main
 class Settings(dqn.Settings):
     """DQN's flags, with other defaults."""
 
-    env: str = "Breakout-MinAtar"
-    observation_dtype: Literal["bool", "uint8"] | None = "bool"
-    num_envs: int = 16
-    total_steps: int = 1_000_000
-    filters: tuple[int, ...] = (16,)
-    hidden: tuple[int, ...] = (128,)
-    capacity: int = 100_000
-    batch_size: int = 64
+    env: str = "Breakout-MinAtar"  # name of an environment that gymnax knows
+    observation_dtype: Literal["bool", "uint8"] | None = "bool"  # what observations are kept in; replay packs bool
+    num_envs: int = 16  # environments stepped together
+    total_steps: int = 1_000_000  # environment steps per seed
+    filters: tuple[int, ...] = (16,)  # 3 x 3 filters of each convolution before the hidden layers
+    hidden: tuple[int, ...] = (128,)  # widths of the network's hidden layers
+    capacity: int = 100_000  # observations in replay
+    batch_size: int = 64  # transitions in an update
     hypers: Hypers = Hypers(
         learning_rate=5e-4,
         learning_rate_end=5e-5,

@@ -17,7 +17,7 @@ def bootstrap_weight(discount: Float[Array, ""], terminated: Bool[Array, "*batch
 
 def following(bootstrap: Float[Array, "*batch"], value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return b V(s'), and 0 where b is 0 whatever the value: of a last state in which no action is legal it is -inf."""
-    return jnp.where(bootstrap == 0, 0.0, bootstrap * value)
+    return bootstrap * jnp.where(bootstrap == 0, 0.0, value)
 
 
 def select(values: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:

@@ -165,10 +165,21 @@ def test_no_memory_is_the_empty_tuple():
 
 def test_agents_are_what_the_protocols_describe():
     agent = q_learning.q_learning(Spec(observation=Discrete(3), action=Discrete(2), num_envs=1))
-    protocols = {"init": base.InitFn, "start": base.StartFn, "act": base.ActFn, "update": base.UpdateFn}
+    protocols = {
+        "init": base.InitFn,
+        "start": base.StartFn,
+        "act": base.ActFn,
+        "update": base.UpdateFn,
+        "observe": base.ObserveFn,
+    }
     assert tuple(protocols) == base.Agent._fields
     for name, protocol in protocols.items():
         assert isinstance(getattr(agent, name), protocol)
+
+
+def test_an_agent_that_keeps_nothing_beside_what_it_learns_observes_nothing():
+    agent = base.Agent(init=lambda key, hypers: 3, start=base.no_memory, act=None, update=None)
+    assert agent.observe(3, base.Rollout(steps=None, memory=())) == 3
 
 
 # --- the network seam -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The host's side: neither watching a run, nor judging it, nor the other seeds change it; and when it stops."""
 
+import dataclasses
 import signal
 
 import chex
@@ -143,7 +144,7 @@ def test_runs_that_diverge_are_told_apart_and_leave_the_others_as_they_are():
     def broken(key, state, rollout, hypers):
         state, metrics = agent.update(key, state, rollout, hypers)
         bad = jax.random.key_data(key)[0] % 2 == 0  # some seeds, some time
-        return q_learning.State(values=jnp.where(bad, jnp.nan, state.values)), metrics
+        return dataclasses.replace(state, values=jnp.where(bad, jnp.nan, state.values)), metrics
 
     keys = driver.seed_keys(0, 8)
     outcome = driver.drive(
