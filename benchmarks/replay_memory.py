@@ -18,7 +18,7 @@ DTYPES = {"float32, as gymnax shows it": "float32", "uint8": "uint8", "bool, pac
 def resident() -> float:
     """Return the most megabytes that this process has held."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**20 if sys.platform == "darwin" else 2**10)
+    return most * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def measure(case: str) -> None:
@@ -29,7 +29,7 @@ def measure(case: str) -> None:
     program = jax.jit(init).lower().compile()
     before = resident()
     jax.block_until_ready(program())
-    figures = {"buffer_megabytes": round(size / 2**20, 1), "resident_megabytes": round(resident() - before, 1)}
+    figures = {"buffer_megabytes": round(size / 1e6, 1), "resident_megabytes": round(resident() - before, 1)}
     record("replay_memory", {"case": case, **figures})
 
 

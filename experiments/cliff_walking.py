@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 
 from purerl import cli, driver, envs, loop, plots, results, rollout, scores, tables
 from purerl.agents import expected_sarsa, q_learning, sarsa
-from purerl.base import cast_hypers
+from purerl.base import Agent, cast_hypers, require_count
 from purerl.metrics import Progress
 
 AGENTS = {
@@ -26,8 +26,8 @@ AGENTS = {
     "Expected SARSA": expected_sarsa.expected_sarsa,
 }
 GRID, START, GOAL, CLIFF = (4, 12), 36, 47, range(37, 47)
-CHUNK = 5_000  # steps between looks at how many episodes are done
-LONGEST = 100  # steps of a greedy path; one that is longer walks in circles
+CHUNK = 1_000  # steps between looks at how many episodes are done
+LONGEST = 100  # steps of a greedy path; one that has not arrived by then walks in circles
 PER_POINT = 10  # episodes in a point of the curves
 
 
@@ -42,31 +42,33 @@ class Settings:
     hypers: tables.Hypers = tables.Hypers()
 
     def __post_init__(self) -> None:
-        for name, least in {"seeds": 2, "episodes": PER_POINT}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it takes at least {least}")
+        for name, least in {"seeds": 2, "episodes": PER_POINT, "seed": 0}.items():
+            require_count(name, getattr(self, name), least=least)
 
 
-def train(settings: Settings, env: envs.Env, agent: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the returns of all episodes [seeds, episodes], and the cells of a greedy walk [seeds, LONGEST + 1].
+class Trained(NamedTuple):
+    """What became of the seeds of one agent."""
 
-    After the goal a walk stays there.
-    """
-    hypers = cast_hypers(settings.hypers)
-    keys = driver.seed_keys(settings.seed, settings.seeds)
+    returns: np.ndarray  # [seeds, episodes]
+    walks: np.ndarray  # [seeds, LONGEST + 1] the cells of a greedy walk after the last episode; it stays at the goal
+    diverged: np.ndarray  # bool [seeds]
 
-    @jax.jit
-    @jax.vmap
-    def begin(key):
+
+def train(settings: Settings, env: envs.Env, agent: Agent, name: str) -> Trained:
+    """Train all seeds of an agent for so many episodes each, and let each walk once without exploring."""
+
+    def begin(key, hypers):
         return loop.begin(key, agent, env, hypers, episode_table=settings.episodes)
 
-    @jax.jit
     def advance(run, hypers):
-        return jax.vmap(lambda run: loop.advance(run, agent, env, hypers, iterations=CHUNK)[0])(run)
+        def step(run, _):
+            further, _ = loop.advance(run, agent, env, hypers, iterations=1)
+            done = run.table.count >= settings.episodes
+            return jax.tree.map(lambda new, old: jnp.where(done, old, new), further, run), None
 
-    @jax.jit
-    @jax.vmap
-    def walk(key, state):
+        return jax.lax.scan(step, run, length=CHUNK)[0]
+
+    def walk(key, state, hypers):
         start_key, step_key = jax.random.split(key)
         episodes = rollout.start(start_key, agent, env, env.params)
         keys = rollout.step_keys(step_key, LONGEST)
@@ -75,55 +77,73 @@ def train(settings: Settings, env: envs.Env, agent: Any, name: str) -> tuple[np.
         arrived = jnp.cumsum(steps.terminated) > 0
         return jnp.concatenate([steps.observation[:1], jnp.where(arrived, GOAL, steps.next_observation)])
 
-    run = begin(keys)
-    with Progress(settings.seeds * settings.episodes, description=name) as progress:
-        while (done := np.minimum(run.table.count, settings.episodes)).min() < settings.episodes:
-            run = advance(run, hypers)
+    hypers = cast_hypers(settings.hypers)
+    keys = jax.vmap(jax.random.split)(driver.seed_keys(settings.seed, settings.seeds))
+    run = jax.jit(jax.vmap(begin, (0, None)))(keys[:, 0], hypers)
+    further = jax.jit(jax.vmap(advance, (0, None)), donate_argnums=0)
+    with Progress(settings.seeds * settings.episodes, description=name, unit="episodes") as progress:
+        while (done := np.asarray(run.table.count)).min() < settings.episodes:
+            run = further(run, hypers)
             progress.update(done.sum())
-    walks = walk(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), run.agent)
-    return np.asarray(run.table.episode_return), np.asarray(walks)
+        progress.update(done.sum())
+    walks = jax.jit(jax.vmap(walk, (0, 0, None)))(keys[:, 1], run.agent, hypers)
+    returns = np.asarray(run.table.episode_return)
+    diverged = np.asarray(driver.has_nan(run.agent)) | ~np.isfinite(returns).all(axis=1)
+    return Trained(returns=returns, walks=np.asarray(walks), diverged=diverged)
 
 
-def describe(returns: np.ndarray, walks: np.ndarray) -> dict[str, Any]:
-    """Return the online return of the last 100 episodes, by seed, and how many greedy paths have which length."""
-    late = returns[:, -100:].mean(axis=1)
-    lengths = np.where(walks[:, -1] == GOAL, np.sum(walks[:, :-1] != GOAL, axis=1), 0)
-    known = collections.Counter(lengths[lengths > 0].tolist())
+def describe(trained: Trained) -> dict[str, Any]:
+    """Return the online return of the last 100 episodes, by seed, and how many greedy paths have which length.
+
+    Seeds that diverged count for neither.
+    """
+    late = trained.returns[:, -100:].mean(axis=1)
+    kept, walks = late[~trained.diverged], trained.walks[~trained.diverged]
+    arrived = walks[:, -1] == GOAL
+    lengths = collections.Counter(np.sum(walks[arrived, :-1] != GOAL, axis=1).tolist())
     return {
-        "episode_return": late,
-        "mean": late.mean(),
-        "mean_ci95": scores.bootstrap_interval(late, np.mean),
-        "greedy_path_steps": {str(steps): known[steps] for steps in sorted(known)},
-        "greedy_path_in_circles": int(np.sum(lengths == 0)),
+        "episode_return": np.where(trained.diverged, np.nan, late),
+        "mean": kept.mean() if kept.size else None,
+        "mean_ci95": scores.bootstrap_interval(kept, np.mean) if kept.size > 1 else (None, None),
+        "greedy_path_steps": {str(steps): lengths[steps] for steps in sorted(lengths)},
+        "greedy_path_in_circles": int(np.sum(~arrived)),
+        "diverged": np.flatnonzero(trained.diverged),
     }
 
 
 def sentence(summary: dict[str, Any]) -> str:
     """Return a line of the printed table."""
     low, high = summary["mean_ci95"]
+    interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    mean = "   none" if summary["mean"] is None else f"{summary['mean']:7.2f}"
     paths = [f"{steps} steps x {count}" for steps, count in summary["greedy_path_steps"].items()]
     if summary["greedy_path_in_circles"]:
         paths.append(f"in circles x {summary['greedy_path_in_circles']}")
-    return f"{summary['mean']:7.2f} [{low:.2f}, {high:.2f}]   greedy path: {', '.join(paths)}"
+    if len(summary["diverged"]):
+        paths.append(f"diverged x {len(summary['diverged'])}")
+    return f"{mean}{interval}   greedy path: {', '.join(paths)}"
 
 
-def picture(returns: dict[str, np.ndarray], walks: dict[str, np.ndarray], path: Path) -> None:
+def picture(trained: dict[str, Trained], path: Path) -> None:
     """Save the learning curves, and below them the greedy paths of each agent."""
     figure = plots.new_figure(9.0, 5.8)
     grid = figure.add_gridspec(2, len(AGENTS), height_ratios=(3.7, 1.0))
     axes = figure.add_subplot(grid[0, :])
+    seeds, episodes = next(iter(trained.values())).returns.shape
     points = {
-        name: rows[:, : rows.shape[1] // PER_POINT * PER_POINT].reshape(len(rows), -1, PER_POINT).mean(axis=2)
-        for name, rows in returns.items()
+        name: one.returns[:, : episodes // PER_POINT * PER_POINT].reshape(seeds, -1, PER_POINT).mean(axis=2)
+        for name, one in trained.items()
     }
-    x = (np.arange(next(iter(points.values())).shape[1]) + 0.5) * PER_POINT
+    x = (np.arange(episodes // PER_POINT) + 0.5) * PER_POINT
     plots.comparison(axes, x, points, xlabel="episode", ylabel=f"return while exploring, mean of {PER_POINT} episodes")
-    axes.set_ylim(-100, 0)
-    seeds = len(next(iter(returns.values())))
+    # The first episodes are far below all others; but what there is must be seen.
+    last = [points[name][~one.diverged, -1] for name, one in trained.items()]
+    worst = min((values.mean() for values in last if values.size), default=0.0)
+    axes.set_ylim(min(-100.0, 1.5 * worst), 0.0)
     axes.set_title(f"CliffWalking, {seeds} seeds, 95 % intervals", loc="left", fontsize=12, fontweight="bold")
-    for number, (name, cells) in enumerate(walks.items()):
+    for number, (name, one) in enumerate(trained.items()):
         place, color = figure.add_subplot(grid[1, number]), plots.COLORS[number]
-        ends = [list(dict.fromkeys(row.tolist())) for row in cells if row[-1] == GOAL]
+        ends = [list(dict.fromkeys(row.tolist())) for row in one.walks[~one.diverged] if row[-1] == GOAL]
         labels = {START: "S", GOAL: "G"}
         plots.grid_paths(place, GRID, ends, color=color, shaded=CLIFF, labels=labels)
         place.text(5.5, 3, "cliff", ha="center", va="center", fontsize=8, color=plots.TEXT)
@@ -137,22 +157,28 @@ def main(settings: Settings) -> None:
     try:
         env = envs.make("CliffWalking-purerl", 1)
         cli.require_finite(settings.hypers)
+        driver.seed_keys(settings.seed, settings.seeds)
         directory = results.create(settings.out or results.default_directory("cliff_walking", env.name))
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error
-    returns, walks = {}, {}
-    for name, factory in AGENTS.items():
-        returns[name], walks[name] = train(settings, env, factory(env.spec), name)
-    summary = {name: describe(returns[name], walks[name]) for name in AGENTS}
-    print(f"return of the last 100 of {settings.episodes} episodes, mean over {settings.seeds} seeds [95 % interval]")
+    trained = {name: train(settings, env, factory(env.spec), name) for name, factory in AGENTS.items()}
+    summary = {name: describe(one) for name, one in trained.items()}
+    last = min(100, settings.episodes)
+    print(f"return of the last {last} of {settings.episodes} episodes, mean of {settings.seeds} seeds [95 % interval]")
     for name, line in summary.items():
         print(f"{name:15s} {sentence(line)}")
-    picture(returns, walks, directory / "cliff_walking.png")
+    picture(trained, directory / "cliff_walking.png")
     results.write(
         directory,
         settings=dataclasses.asdict(settings) | {"out": directory, "versions": results.versions()},
-        metrics={f"episode_return of {name}": rows for name, rows in returns.items()},
-        summary={"env": env.name, "seeds": settings.seeds, "agents": summary, "versions": results.versions()},
+        metrics={f"episode_return of {name}": one.returns for name, one in trained.items()},
+        summary={
+            "agent": ", ".join(AGENTS),
+            "env": env.name,
+            "seeds": settings.seeds,
+            "agents": summary,
+            "versions": results.versions(),
+        },
     )
     print(f"results in {directory}: cliff_walking.png, summary.json, metrics.npz, settings.json")
 

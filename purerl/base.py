@@ -113,6 +113,12 @@ def require_discrete(space: PyTree, *, what: str, agent: str) -> int:
     return space.n
 
 
+def require_count(name: str, count: Any, *, least: int = 1) -> None:
+    """Raise a ValueError that names the argument unless `count` is a whole number of at least `least`."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+        raise ValueError(f"{name} is {count!r}; it takes a whole number of at least {least}")
+
+
 def require_num_envs(rollout: Rollout, num_envs: int, *, what: str) -> None:
     """Raise a ValueError that names `what` was made for `num_envs` environments if a rollout is from another number."""
     if rollout.steps.reward.shape[1] != num_envs:

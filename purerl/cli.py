@@ -29,14 +29,14 @@ class Settings:
     num_envs: int = 1  # environments stepped together
     observation_dtype: Literal["bool", "uint8"] | None = None  # what observations are kept in; bool for MinAtar's
     total_steps: int = 100_000  # environment steps per seed
-    seeds: int = 1  # independent runs, trained as one program
+    seeds: int = 1  # independent runs, compiled once
     seed: int = 0  # what all keys are made of
     eval_every: int | None = None  # environment steps between evaluations; a tenth of all if not given, 0 for none
     eval_episodes: int = 20  # episodes per evaluation, played greedily
     eval_max_steps: int = 2_500  # steps at which such an episode is cut off, should the environment not end it before
     log_every: int | None = None  # environment steps per row of metrics; a hundredth of all if not given
     stop_at_return: float | None = None  # end early once the mean over seeds of the latest evaluation reaches this
-    out: Path | None = None  # run directory; runs/<script>/<env>/<time> if not given
+    out: Path | None = None  # run directory; runs/<agent>/<env>/<time> if not given
     # What of the environment's parameters to change, by name: --env-params.<name>, or from Python a dict.
     env_params: tyro.conf.Suppress[dict[str, Any] | None] = None
 
@@ -63,6 +63,9 @@ def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> No
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def parse(settings: type[AnySettings], arguments: Sequence[str] | None = None) -> AnySettings:

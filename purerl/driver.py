@@ -134,7 +134,7 @@ def drive(
     return Outcome(
         lanes=runs,
         metrics={name: np.stack(column, axis=1) for name, column in history.rows.items()},
-        diverged=np.concatenate([np.asarray(jax.jit(_has_nan)(run.agent)) for run in runs]),
+        diverged=np.concatenate([np.asarray(jax.jit(has_nan)(run.agent)) for run in runs]),
         interrupted=interrupt.asked,
         evaluation_steps=np.asarray([steps for steps, _ in history.evaluations], np.int64),
         evaluation_returns=returns,
@@ -198,7 +198,8 @@ def _lower_judge(keys, run, agent, env, hypers, params, max_steps):
     return jax.jit(judge).lower(keys, jnp.int32(0), run.agent, hypers, params)
 
 
-def _has_nan(state: PyTree) -> Bool[Array, " lane"]:
+def has_nan(state: PyTree) -> Bool[Array, " lane"]:
+    """Return whether the agents' states, batched with leading axis [lane], hold a NaN: whether these runs diverged."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     found = [jnp.any(jnp.isnan(leaf.reshape(len(leaf), -1)), axis=1) for leaf in leaves]
     return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros(len(jax.tree.leaves(state)[0]), bool)

@@ -92,7 +92,7 @@ def ucb_policy(values: Float[Array, "*batch A"], visits: Int[Array, "*batch A"],
 
     Actions not yet tried come first.
     """
-    total = jnp.maximum(jnp.sum(visits, axis=-1, keepdims=True), 1)
+    total = jnp.maximum(jnp.sum(visits, axis=-1, keepdims=True, dtype=jnp.float32), 1.0)
     bonus = jnp.where(visits > 0, c * jnp.sqrt(jnp.log(total) / jnp.maximum(visits, 1)), jnp.inf)
     return greedy_policy(jnp.where(values > -jnp.inf, values + bonus, -jnp.inf))
 
@@ -156,9 +156,14 @@ def ucb(spec: Spec) -> Exploration:
     """Explore by `ucb_policy`; the number is c. ValueError unless observations are discrete, so that visits count."""
     states = require_discrete(spec.observation, what="observation", agent="ucb, which counts visits,")
     actions = require_discrete(spec.action, what="action", agent="ucb")
+
+    def count(visits: Int[Array, "S A"], rollout: Rollout) -> Int[Array, "S A"]:
+        visits = visits.at[rollout.steps.observation, rollout.steps.action].add(1)
+        return jnp.minimum(visits, 2**30)  # beyond that nothing changes, and no count may turn negative
+
     return Exploration(
         init=lambda: jnp.zeros((states, actions), jnp.int32),
-        observe=lambda visits, rollout: visits.at[rollout.steps.observation, rollout.steps.action].add(1),
+        observe=count,
         policy=lambda values, visits, observation, number: ucb_policy(values, visits[observation], number),
     )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from purerl import rollout
-from purerl.base import Agent, cast_hypers, pytree_dataclass
+from purerl.base import Agent, cast_hypers, pytree_dataclass, require_count
 
 # Keys are drawn at once for as many iterations as make about this many steps: drawn so, a key costs a few nanoseconds.
 _STEPS_PER_BLOCK = 1024
@@ -87,8 +87,7 @@ def advance(
     iterations.
     """
     for name, count in {"iterations": iterations, "length": length, "rows": rows}.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is {count}; it takes a whole number of at least 1")
+        require_count(name, count)
     if iterations % rows:
         raise ValueError(f"rows is {rows}, which does not divide the {iterations} iterations")
     hypers = cast_hypers(hypers)

@@ -17,6 +17,7 @@ def bootstrap_weight(discount: Float[Array, ""], terminated: Bool[Array, "*batch
 
 def following(bootstrap: Float[Array, "*batch"], value: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return b V(s'), and 0 where b is 0 whatever the value: of a last state in which no action is legal it is -inf."""
+    # Not the product: where a select stands between it and the sum, XLA rounds twice or once as it happens to fuse.
     return bootstrap * jnp.where(bootstrap == 0, 0.0, value)
 
 

@@ -21,9 +21,9 @@ class Progress:
 
     On a terminal it is one live line (rich); elsewhere a plain line at most every ten seconds
     and one at the end; with `enabled=False` nothing. `total_steps` and `update`'s `steps_done`
-    count the same thing. Steps per second are counted from the first update on, since what
-    comes before it is mostly compilation. `console` and `clock` (seconds) are for tests and for
-    those who print elsewhere. Raises ValueError where `total_steps` is not positive.
+    count the same thing, which `unit` names. Steps per second are counted from the first update on,
+    since what comes before it is mostly compilation. `console` and `clock` (seconds) are for tests
+    and for those who print elsewhere. Raises ValueError where `total_steps` is not positive.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Progress:
         total_steps: int,
         *,
         description: str,
+        unit: str = "steps",
         enabled: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -39,6 +40,7 @@ class Progress:
             raise ValueError(f"total_steps is {total_steps}; it takes a positive number.")
         self.total_steps = int(total_steps)
         self.description = description
+        self.unit = unit
         self.enabled = enabled
         self._console = console
         self._clock = clock
@@ -108,7 +110,7 @@ class Progress:
         parts = [f"{_count(self._steps)}/{_count(self.total_steps)}"]
         speed = self._speed(ending is not None)
         if speed:
-            parts.append(f"{_count(speed)} steps/s")
+            parts.append(f"{_count(speed)} {self.unit}/s")
         parts += [f"{name} {_score(value)}" for name, value in self._returns.items()]
         if ending:
             parts.append(f"{ending} {_duration(self._now - self._started)}")

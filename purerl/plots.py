@@ -52,7 +52,8 @@ def comparison(axes: Axes, x: ArrayLike, returns: Mapping[str, ArrayLike], *, xl
     for (name, values), color in zip(returns.items(), itertools.cycle(COLORS)):
         points, values = _checked(f"returns of {name}", "points", x, values)
         mean, low, high = _mean_and_interval(values)
-        axes.plot(points, mean, color=color, linewidth=1.8, label=name, zorder=3)
+        marker = "o" if len(points) == 1 else None
+        axes.plot(points, mean, color=color, linewidth=1.8, marker=marker, label=name, zorder=3)
         axes.fill_between(points, low, high, color=color, alpha=0.25, linewidth=0)
     axes.set_xlabel(xlabel, color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
@@ -71,7 +72,7 @@ def grid_paths(
 ) -> None:
     """Draws paths through a grid of (rows, columns), each an array of cells, row * columns + column.
 
-    A move is as wide as the share of paths that make it. `shaded` cells are grey; `labels` are
+    A move is as wide as the share of paths that make it (from a tenth on). `shaded` cells are grey; `labels` are
     written into cells. Raises ValueError for a cell beyond the grid.
     """
     from matplotlib.patches import Rectangle
@@ -90,7 +91,7 @@ def grid_paths(
     moves = Counter(move for cells in walks for move in set(itertools.pairwise(cells.tolist())))
     for (start, end), count in moves.items():
         ends = [start % columns, end % columns], [start // columns, end // columns]
-        axes.plot(*ends, color=color, linewidth=4.0 * count / len(walks), solid_capstyle="round", zorder=3)
+        axes.plot(*ends, color=color, linewidth=max(4.0 * count / len(walks), 0.4), solid_capstyle="round", zorder=3)
     for cell, text in (labels or {}).items():
         style = {"ha": "center", "va": "center", "fontsize": 8, "fontweight": "bold", "color": TEXT, "zorder": 4}
         style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}

@@ -18,6 +18,7 @@ from purerl.base import (
     Spec,
     Transition,
     pytree_dataclass,
+    require_count,
     require_num_envs,
     zeros,
 )
@@ -57,7 +58,7 @@ class SampleFn(Protocol):
 
 @pytree_dataclass
 class Buffer:
-    """One ring of C observations and one of C steps per environment; observations of bool take a bit each.
+    """One ring of C observations and one of C steps per environment; arrays of 8 or more bool are kept as bits.
 
     Successive observations are stored once: a step's next observation is the entry after its observation. Only where an
     episode ended does the ring hold one entry more, the episode's last observation, which belongs to no step.
@@ -78,13 +79,13 @@ class Buffer:
 def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
     """Return a buffer that samples sequences of `length` consecutive steps of one environment, all equally likely.
 
-    `capacity` counts observations, over all environments, in the dtype in which they arrive (arrays of bool as bits: an
-    eighth of it, and read and written faster for it); an episode's end takes one more than its steps. Adding and
-    sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that `num_envs` does not divide, or too
-    small to hold a sequence.
+    `capacity` counts observations, over all environments, in the dtype in which they arrive (arrays of 8 or more bool
+    as bits: an eighth of it, and read and written faster for it); an episode's end takes one more than its steps.
+    Adding and sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that `num_envs` does not
+    divide, or too small to hold a sequence.
     """
-    if length < 1:
-        raise ValueError(f"length is {length}; a sampled sequence takes at least 1 step")
+    require_count("length", length)
+    require_count("capacity", capacity)
     if capacity % spec.num_envs:
         raise ValueError(f"capacity is {capacity}, which the {spec.num_envs} environments (num_envs) do not divide")
     if capacity // spec.num_envs < 2 * length + 1:
@@ -236,10 +237,8 @@ def with_replay(agent: Agent, replay: Replay, *, batch_size: int, updates: int =
     With `updates=0` it only collects: advance a run with that agent first to fill the buffer. The state is the same.
     Until the buffer holds a whole sequence nothing is learned. ValueError for a batch below 1 or updates below 0.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it takes at least 1")
-    if updates < 0:
-        raise ValueError(f"updates is {updates}; it takes 0 (collect only) or more")
+    require_count("batch_size", batch_size)
+    require_count("updates", updates, least=0)
 
     def init(key, hypers):
         return ReplayState(learner=agent.init(key, hypers), buffer=replay.init())

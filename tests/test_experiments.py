@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from scripts import load
 
 from purerl import cli, results
+from purerl.base import cast_hypers
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"settings.json", "metrics.npz", "summary.json", "learning_curve.png"}
@@ -181,10 +183,20 @@ BAD = {
     "pictures of numbers": ("q_learning", ["--observation-dtype", "bool"], "is observed as an integer, no array"),
     "a dtype that does not hold": ("dqn", ["--observation-dtype", "bool"], "does not hold all that CartPole-v1 shows"),
     "filters for what is no picture": ("dqn", ["--filters", "16"], "convolutions take images"),
-    "no step in a target": ("dqn", ["--n-step", "0"], "n_step is 0; it takes at least 1"),
+    "no step in a target": ("dqn", ["--n-step", "0"], "n_step is 0; it takes a whole number of at least 1"),
     "visits of what is not numbered": ("dqn", ["--explore", "ucb"], "ucb, which counts visits, needs a discrete"),
-    "one seed of which to have an interval": ("cliff_walking", ["--seeds", "1"], "seeds is 1; it takes at least 2"),
-    "hardly an episode": ("cliff_walking", ["--episodes", "9"], "episodes is 9; it takes at least 10"),
+    "one seed of which to have an interval": (
+        "cliff_walking",
+        ["--seeds", "1"],
+        "seeds is 1; it takes a whole number of at least 2",
+    ),
+    "hardly an episode": (
+        "cliff_walking",
+        ["--episodes", "9"],
+        "episodes is 9; it takes a whole number of at least 10",
+    ),
+    "a seed below zero": ("cliff_walking", ["--seed", "-1"], "seed is -1; it takes a whole number of at least 0"),
+    "a seed of too many bits": ("cliff_walking", ["--seed", str(2**32)], "seed is 4294967296"),
     "a discount that is no number": ("cliff_walking", ["--hypers.discount", "inf"], "hypers.discount is inf"),
     "fewer steps than are acted at random": ("dqn", ["--total-steps", "30"], "learning_starts"),
 }
@@ -303,8 +315,51 @@ def test_a_greedy_path_that_does_not_arrive_walks_in_circles(cliff):
     goal, longest = script.GOAL, script.LONGEST
     arrives = np.array([36, 24, *range(25, 36), *[goal] * (longest - 12)])
     circles = np.array([36, 24] * longest)[: longest + 1]
-    summary = script.describe(np.zeros((2, 100)), np.stack([arrives, circles]))
+    returns = np.array([[-13.0] * 120, [-113.0] * 120, [np.nan] * 120])
+    diverged = np.array([False, False, True])
+    summary = script.describe(script.Trained(returns, np.stack([arrives, circles, arrives]), diverged))
     assert summary["greedy_path_steps"] == {"13": 1}
     assert summary["greedy_path_in_circles"] == 1
-    line = script.sentence({**summary, "mean": -1.0, "mean_ci95": (-2.0, 0.0)})
-    assert line.endswith("greedy path: 13 steps x 1, in circles x 1")
+    assert summary["mean"] == -63
+    assert summary["diverged"].tolist() == [2]
+    line = script.sentence({**summary, "mean_ci95": (-113.0, -13.0)})
+    assert line == " -63.00 [-113.00, -13.00]   greedy path: 13 steps x 1, in circles x 1, diverged x 1"
+
+
+def test_on_the_cliff_every_seed_learns_for_its_episodes_and_not_longer(cliff):
+    script, found = cliff
+    env = script.envs.make("CliffWalking-purerl", 1)
+    agent = script.AGENTS["SARSA"](env.spec)
+    settings = script.Settings(seeds=3, episodes=120)
+    trained = script.train(settings, env, agent, "SARSA")
+    np.testing.assert_array_equal(trained.returns, found.metrics["episode_return of SARSA"])
+    # The same seed by the loop alone, stopped by hand at its 120th episode.
+    keys = jax.random.split(script.driver.seed_keys(0, 3)[1])
+    run = script.loop.begin(keys[0], agent, env, settings.hypers, episode_table=120)
+    advance = jax.jit(lambda run, hypers: script.loop.advance(run, agent, env, hypers, iterations=1)[0])
+    for _ in range(int(-trained.returns[1].sum())):  # each step costs at least 1
+        if run.table.count == 120:
+            break
+        run = advance(run, cast_hypers(settings.hypers))
+    np.testing.assert_array_equal(run.table.episode_return, trained.returns[1])
+
+
+def test_divergence_on_the_cliff_is_told(tmp_path, capsys):
+    script = load("cliff_walking")
+    flags = ["--seeds", "2", "--episodes", "20", "--hypers.learning-rate", "3", "--out", str(tmp_path / "run")]
+    script.main(cli.parse(script.Settings, flags))
+    assert "diverged x 2" in capsys.readouterr().out
+    agents = results.load(tmp_path / "run").summary["agents"]
+    assert agents["Q-learning"]["diverged"] == [0, 1]
+    assert agents["Q-learning"]["mean"] is None
+
+
+def test_ctrl_c_ends_in_one_sentence(monkeypatch, capsys):
+    def main(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["cliff_walking.py"])
+    with pytest.raises(SystemExit) as end:
+        cli.start(main, load("cliff_walking").Settings)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from purerl import exploration, losses, returns
-from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_discrete, zeros
+from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_count, require_discrete, zeros
 from purerl.exploration import Explore
 
 
@@ -79,8 +79,7 @@ def dqn(
     below 1.
     """
     require_discrete(spec.action, what="action", agent="dqn")
-    if n_step < 1:
-        raise ValueError(f"n_step is {n_step}; it takes at least 1")
+    require_count("n_step", n_step)
 
     strategy = explore(spec)
 
@@ -121,6 +120,11 @@ def dqn(
         return jnp.mean(losses.huber(target - value, hypers.huber_delta)), jnp.mean(value)
 
     def update(key, state, rollout, hypers):
+        if len(rollout.steps.reward) < n_step:
+            raise ValueError(
+                f"dqn was made for n_step {n_step} and is handed {len(rollout.steps.reward)} steps at a time; "
+                f"replay.uniform takes length={n_step} for it"
+            )
         targets = target(state, rollout.steps, hypers)
         (error, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, rollout.steps, targets, hypers)
         step, optimizer_state = optimizer(hypers, state.updates).update(gradient, state.optimizer, state.params)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, returns, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count, require_num_envs
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -32,12 +32,12 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Explore = exploration.epsilon_g
 
     A transition waits in the state until n rewards and the action after them are known. At an episode's end those that
     wait are learned from in their order, by the rewards there are: with nothing after them where it terminated; where
-    the clock ended it, with the expectation of Q under the policy. Raises ValueError for other spaces or n below 1.
+    the clock ended it, with the expectation of Q under the policy. Not for replay: it learns from rollouts that follow
+    one another. Raises ValueError for other spaces or n below 1.
     """
     states, actions = tables.sizes(spec, agent="n_step_sarsa")
     strategy = explore(spec)
-    if n < 1:
-        raise ValueError(f"n is {n}; it takes at least 1")
+    require_count("n", n)
 
     def init(key, hypers):
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
@@ -66,13 +66,10 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Explore = exploration.epsilon_g
             last_value = tables.value_after(values, step, strategy, state.visits, hypers.exploration)
             targets = returns.discounted(waiting.reward, hypers.discount, last_value)
 
+            # At every step, for nothing where the episode goes on: a condition would copy whole tables under vmap.
             ended = step.terminated | step.truncated
-            values, errors = jax.lax.cond(
-                ended,
-                lambda values: jax.lax.scan(move, values, (waiting, targets)),
-                lambda values: (values, jnp.zeros(n)),
-                values,
-            )
+            last = dataclasses.replace(waiting, open=waiting.open & ended)
+            values, errors = jax.lax.scan(move, values, (last, targets))
             waiting = dataclasses.replace(waiting, open=waiting.open & ~ended)
             return values, waiting, jnp.abs(error) + jnp.sum(jnp.abs(errors))
 

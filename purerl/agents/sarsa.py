@@ -29,7 +29,8 @@ def sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent
 
     a' is the action then executed in s': a transition waits in the state until that action is known. Where the episode
     terminated the target is r, at once. Where the clock ended it no action follows s', and the expectation of Q(s', .)
-    under the policy stands in (the same mean, less variance). Raises ValueError for other spaces.
+    under the policy stands in (the same mean, less variance). Not for replay: it learns from rollouts that follow one
+    another. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="sarsa")
     strategy = explore(spec)

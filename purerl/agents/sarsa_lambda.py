@@ -37,7 +37,8 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Explore = expl
         e <- gamma lambda e
 
     a' is the action then executed in s'; at an episode's end the target is that of `sarsa`, and its traces are cut.
-    With several environments each has its own traces, and they learn in turn. Raises ValueError for other spaces.
+    With several environments each has its own traces, and they learn in turn. Not for replay: it learns from rollouts
+    that follow one another. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="sarsa_lambda")
     strategy = explore(spec)

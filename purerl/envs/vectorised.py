@@ -13,7 +13,7 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from purerl.base import Box, Discrete, Spec, where
+from purerl.base import Box, Discrete, Spec, require_count, where
 
 
 @runtime_checkable
@@ -61,8 +61,7 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     Raises ValueError for an unknown name (with the near misses), a count below one, or a dtype that does not hold what
     is observed (in a hundred random steps), TypeError for another object.
     """
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int | np.integer) or num_envs < 1:
-        raise ValueError(f"num_envs is {num_envs!r}; it takes a whole number of at least 1")
+    require_count("num_envs", num_envs)
     environment = _create(env, kwargs)
     params = jax.tree.map(_as_array, environment.default_params)
     types = _Types(environment, params)
@@ -138,9 +137,12 @@ class _Types:
 
 def _dtype(name: Any) -> np.dtype:
     try:
-        return np.dtype(name)
-    except TypeError as error:
-        raise ValueError(f"observation_dtype is {name!r}; it takes a dtype, such as bool or uint8") from error
+        dtype = np.dtype(jax.dtypes.canonicalize_dtype(name))
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.kind not in "biuf":
+        raise ValueError(f"observation_dtype is {name!r}; it takes a dtype of numbers, such as bool or uint8")
+    return dtype
 
 
 def _observed_as(dtype: np.dtype, environment: Environment, params: PyTree, types: _Types) -> PyTree:

@@ -238,7 +238,7 @@ def test_only_what_keeps_something_of_every_environment_refuses_another_number_o
 
 @pytest.mark.parametrize("n", [0, -1])
 def test_n_below_one_is_refused(n):
-    with pytest.raises(ValueError, match=rf"^n is {n}; it takes at least 1$"):
+    with pytest.raises(ValueError, match=rf"^n is {n}; it takes a whole number of at least 1$"):
         AGENTS["n_step_sarsa"].make.func(spec_of(1), n=n)
 
 
