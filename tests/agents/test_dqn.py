@@ -233,7 +233,7 @@ def test_a_window_of_two_steps_has_the_value_of_the_last_successor(double):
 
 def test_a_rollout_shorter_than_the_steps_is_refused():
     hypers = cast_hypers(GENERIC)
-    with pytest.raises(ValueError, match="dqn was made for n_step 5 and is handed 4 steps at a time; .*length=5"):
+    with pytest.raises(ValueError, match=r"dqn was made for n_step 5 and is handed 4 steps at a time; .*length=5"):
         update(state_of(0, hypers), record(0, 4), hypers, n_step=5)
     for n_step in (0, -1):
         with pytest.raises(ValueError, match=f"n_step is {n_step}; it takes a whole number of at least 1"):
