@@ -42,8 +42,8 @@ $(DEV): $(CREATED) pyproject.toml constraints.txt
 demo: $(CORE) ## install the core and train DQN on CartPole (DEMO_ARGS="...")
 	$(BIN)/python experiments/dqn.py $(DEMO_ARGS)
 
-test: $(DEV) ## run the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+test: $(DEV) ## run the fast tests, spread over the cores
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(DEV) ## run the learning tests not yet measured on this source (FRESH=1: all)
 	$(BIN)/python -m pytest --slow $(if $(FRESH),--fresh)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
 from purerl import cli, driver, envs, loop, plots, results, rollout, scores, tables
 from purerl.agents import expected_sarsa, q_learning, sarsa
@@ -54,8 +55,8 @@ class Trained(NamedTuple):
     diverged: np.ndarray  # bool [seeds]
 
 
-def train(settings: Settings, env: envs.Env, agent: Agent, name: str) -> Trained:
-    """Train all seeds of an agent for so many episodes each, and let each walk once without exploring."""
+def train(keys: Key[Array, " seeds"], settings: Settings, env: envs.Env, agent: Agent, name: str) -> loop.Run:
+    """Return the runs of all seeds, each after so many episodes and not a step more."""
 
     def begin(key, hypers):
         return loop.begin(key, agent, env, hypers, episode_table=settings.episodes)
@@ -68,6 +69,20 @@ def train(settings: Settings, env: envs.Env, agent: Agent, name: str) -> Trained
 
         return jax.lax.scan(step, run, length=CHUNK)[0]
 
+    hypers = cast_hypers(settings.hypers)
+    run = jax.jit(jax.vmap(begin, (0, None)))(keys, hypers)
+    further = jax.jit(jax.vmap(advance, (0, None)), donate_argnums=0)
+    with Progress(settings.seeds * settings.episodes, description=name, unit="episodes") as progress:
+        while (done := np.asarray(run.table.count)).min() < settings.episodes:
+            run = further(run, hypers)
+            progress.update(done.sum())
+        progress.update(done.sum())
+    return run
+
+
+def look_at(run: loop.Run, keys: Key[Array, " seeds"], settings: Settings, env: envs.Env, agent: Agent) -> Trained:
+    """Let each seed walk once without exploring, and return that with what it earned when it did explore."""
+
     def walk(key, state, hypers):
         start_key, step_key = jax.random.split(key)
         episodes = rollout.start(start_key, agent, env, env.params)
@@ -77,16 +92,7 @@ def train(settings: Settings, env: envs.Env, agent: Agent, name: str) -> Trained
         arrived = jnp.cumsum(steps.terminated) > 0
         return jnp.concatenate([steps.observation[:1], jnp.where(arrived, GOAL, steps.next_observation)])
 
-    hypers = cast_hypers(settings.hypers)
-    keys = jax.vmap(jax.random.split)(driver.seed_keys(settings.seed, settings.seeds))
-    run = jax.jit(jax.vmap(begin, (0, None)))(keys[:, 0], hypers)
-    further = jax.jit(jax.vmap(advance, (0, None)), donate_argnums=0)
-    with Progress(settings.seeds * settings.episodes, description=name, unit="episodes") as progress:
-        while (done := np.asarray(run.table.count)).min() < settings.episodes:
-            run = further(run, hypers)
-            progress.update(done.sum())
-        progress.update(done.sum())
-    walks = jax.jit(jax.vmap(walk, (0, 0, None)))(keys[:, 1], run.agent, hypers)
+    walks = jax.jit(jax.vmap(walk, (0, 0, None)))(keys, run.agent, cast_hypers(settings.hypers))
     returns = np.asarray(run.table.episode_return)
     diverged = np.asarray(driver.has_nan(run.agent)) | ~np.isfinite(returns).all(axis=1)
     return Trained(returns=returns, walks=np.asarray(walks), diverged=diverged)
@@ -157,11 +163,15 @@ def main(settings: Settings) -> None:
     try:
         env = envs.make("CliffWalking-purerl", 1)
         cli.require_finite(settings.hypers)
-        driver.seed_keys(settings.seed, settings.seeds)
+        keys = jax.vmap(jax.random.split)(driver.seed_keys(settings.seed, settings.seeds))
         directory = results.create(settings.out or results.default_directory("cliff_walking", env.name))
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error
-    trained = {name: train(settings, env, factory(env.spec), name) for name, factory in AGENTS.items()}
+    trained = {}
+    for name, factory in AGENTS.items():
+        agent = factory(env.spec)
+        run = train(keys[:, 0], settings, env, agent, name)
+        trained[name] = look_at(run, keys[:, 1], settings, env, agent)
     summary = {name: describe(one) for name, one in trained.items()}
     last = min(100, settings.episodes)
     print(f"return of the last {last} of {settings.episodes} episodes, mean of {settings.seeds} seeds [95 % interval]")

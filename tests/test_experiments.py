@@ -12,7 +12,6 @@ import pytest
 from scripts import load
 
 from purerl import cli, results
-from purerl.base import cast_hypers
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {"settings.json", "metrics.npz", "summary.json", "learning_curve.png"}
@@ -326,26 +325,20 @@ def test_a_greedy_path_that_does_not_arrive_walks_in_circles(cliff):
     assert line == " -63.00 [-113.00, -13.00]   greedy path: 13 steps x 1, in circles x 1, diverged x 1"
 
 
-def test_on_the_cliff_every_seed_learns_for_its_episodes_and_not_longer(cliff):
-    script, found = cliff
-    env = script.envs.make("CliffWalking-purerl", 1)
-    agent = script.AGENTS["SARSA"](env.spec)
-    settings = script.Settings(seeds=3, episodes=120)
-    trained = script.train(settings, env, agent, "SARSA")
-    np.testing.assert_array_equal(trained.returns, found.metrics["episode_return of SARSA"])
-    # The same seed by the loop alone, stopped by hand at its 120th episode.
-    keys = jax.random.split(script.driver.seed_keys(0, 3)[1])
-    run = script.loop.begin(keys[0], agent, env, settings.hypers, episode_table=120)
-    advance = jax.jit(lambda run, hypers: script.loop.advance(run, agent, env, hypers, iterations=1)[0])
-    for _ in range(int(-trained.returns[1].sum())):  # each step costs at least 1
-        if run.table.count == 120:
-            break
-        run = advance(run, cast_hypers(settings.hypers))
-    np.testing.assert_array_equal(run.table.episode_return, trained.returns[1])
-
-
-def test_divergence_on_the_cliff_is_told(tmp_path, capsys):
+def test_on_the_cliff_every_seed_learns_for_its_episodes_and_not_a_step_longer():
     script = load("cliff_walking")
+    env, settings = script.envs.make("CliffWalking-purerl", 1), script.Settings(seeds=5, episodes=10)
+    agent = script.AGENTS["SARSA"](env.spec)
+    run = script.train(jax.random.split(jax.random.key(0), 5), settings, env, agent, "SARSA")
+    np.testing.assert_array_equal(run.table.count, np.full(5, 10))
+    steps = np.asarray(run.table.episode_length).sum(axis=1)
+    np.testing.assert_array_equal(run.iteration, steps)
+    assert len(set(steps.tolist())) > 1
+
+
+def test_divergence_on_the_cliff_is_told(tmp_path, capsys, monkeypatch):
+    script = load("cliff_walking")
+    monkeypatch.setattr(script, "AGENTS", {"Q-learning": script.AGENTS["Q-learning"]})
     flags = ["--seeds", "2", "--episodes", "20", "--hypers.learning-rate", "3", "--out", str(tmp_path / "run")]
     script.main(cli.parse(script.Settings, flags))
     assert "diverged x 2" in capsys.readouterr().out
