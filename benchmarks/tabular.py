@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from _measure import record, seconds
 
 from purerl import envs, loop
-from purerl.agents import q_learning, sarsa
+from purerl.agents import double_q_learning, expected_sarsa, n_step_sarsa, q_learning, sarsa, sarsa_lambda
 from purerl.base import cast_hypers
 
 STEPS = 2_000_000
 
 
 def main() -> None:
-    """Time Q-learning and SARSA on CliffWalking."""
+    """Time every table on CliffWalking."""
     for name, factory, hypers in (
         ("q_learning", q_learning.q_learning, q_learning.Hypers()),
+        ("double_q_learning", double_q_learning.double_q_learning, double_q_learning.Hypers()),
         ("sarsa", sarsa.sarsa, sarsa.Hypers()),
+        ("expected_sarsa", expected_sarsa.expected_sarsa, expected_sarsa.Hypers()),
+        ("4_step_sarsa", functools.partial(n_step_sarsa.n_step_sarsa, n=4), n_step_sarsa.Hypers()),
+        ("sarsa_lambda", sarsa_lambda.sarsa_lambda, sarsa_lambda.Hypers()),
     ):
         env = envs.make("CliffWalking-purerl", 1)
         agent = factory(env.spec)
