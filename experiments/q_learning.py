@@ -15,7 +15,7 @@ class Settings(cli.Settings):
 
     env: str = "CliffWalking-purerl"
     total_steps: int = 500_000
-    eval_max_steps: int = 500  # a greedy policy that goes in circles is seen long before
+    eval_max_steps: int = 200  # a greedy policy that goes in circles is seen long before
     hypers: q_learning.Hypers = q_learning.Hypers()
 
 
