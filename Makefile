@@ -43,7 +43,7 @@ demo: $(CORE) ## install the core and train DQN on CartPole (DEMO_ARGS="...")
 	$(BIN)/python experiments/dqn.py $(DEMO_ARGS)
 
 test: $(DEV) ## run the fast tests, spread over the cores
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(DEV) ## run the learning tests not yet measured on this source (FRESH=1: all)
 	$(BIN)/python -m pytest --slow $(if $(FRESH),--fresh)
