@@ -64,8 +64,8 @@ def train(keys: Key[Array, " seeds"], settings: Settings, env: envs.Env, agent: 
     def advance(run, hypers):
         def step(run, _):
             further, _ = loop.advance(run, agent, env, hypers, iterations=1)
-            done = run.table.count >= settings.episodes
-            return jax.tree.map(lambda new, old: jnp.where(done, old, new), further, run), None
+            enough = run.table.count >= settings.episodes
+            return jax.tree.map(lambda new, old: jnp.where(enough, old, new), further, run), None
 
         return jax.lax.scan(step, run, length=CHUNK)[0]
 
@@ -73,10 +73,10 @@ def train(keys: Key[Array, " seeds"], settings: Settings, env: envs.Env, agent: 
     run = jax.jit(jax.vmap(begin, (0, None)))(keys, hypers)
     further = jax.jit(jax.vmap(advance, (0, None)), donate_argnums=0)
     with Progress(settings.seeds * settings.episodes, description=name, unit="episodes") as progress:
-        while (done := np.asarray(run.table.count)).min() < settings.episodes:
+        while (episodes := np.asarray(run.table.count)).min() < settings.episodes:
             run = further(run, hypers)
-            progress.update(done.sum())
-        progress.update(done.sum())
+            progress.update(episodes.sum())
+        progress.update(episodes.sum())
     return run
 
 
@@ -153,8 +153,9 @@ def picture(trained: dict[str, Trained], path: Path) -> None:
         labels = {START: "S", GOAL: "G"}
         plots.grid_paths(place, GRID, ends, color=color, shaded=CLIFF, labels=labels)
         place.text(5.5, 3, "cliff", ha="center", va="center", fontsize=8, color=plots.TEXT)
-        circles = f"; {seeds - len(ends)} walk in circles" if len(ends) < seeds else ""
-        place.set_title(f"{name}: greedy paths\nof {len(ends)} of {seeds} seeds{circles}", fontsize=9)
+        others = {"walk in circles": seeds - len(ends) - one.diverged.sum(), "diverged": one.diverged.sum()}
+        told = "".join(f"; {count} {what}" for what, count in others.items() if count)
+        place.set_title(f"{name}: greedy paths\nof {len(ends)} of {seeds} seeds{told}", fontsize=9)
     plots.save(figure, path)
 
 
