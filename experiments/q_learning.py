@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from purerl import cli
+from purerl import cli, results
 from purerl.agents import q_learning
+from purerl.base import Spec
 from purerl.driver import Phase
 
 
@@ -19,14 +20,14 @@ class Settings(cli.Settings):
     hypers: q_learning.Hypers = q_learning.Hypers()
 
 
-def main(settings: Settings) -> None:
+def phases(settings: Settings, spec: Spec) -> list[Phase]:
+    """Return the one phase of a run."""
+    return [Phase(q_learning.q_learning(spec), settings.total_steps)]
+
+
+def main(settings: Settings) -> results.Result:
     """Train and write a run directory."""
-    cli.run(
-        settings,
-        lambda spec: [Phase(q_learning.q_learning(spec), settings.total_steps)],
-        agent="q_learning",
-        hypers=settings.hypers,
-    )
+    return cli.run(settings, lambda spec: phases(settings, spec), agent="q_learning", hypers=settings.hypers)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 T = TypeVar("T")
 
@@ -106,6 +106,12 @@ def where(condition: Bool[Array, " N"], yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(select, yes, no)
 
 
+def select(values: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return values[..., action] as a masked sum: unlike that of indexing, its gradient is no scatter."""
+    chosen = action[..., None] == jnp.arange(values.shape[-1])
+    return jnp.sum(jnp.where(chosen, values, 0.0), axis=-1)
+
+
 def require_discrete(space: PyTree, *, what: str, agent: str) -> int:
     """Return n of a `Discrete(n)` space; a ValueError that names `agent` and `what` for any other."""
     if not isinstance(space, Discrete):
@@ -180,7 +186,7 @@ class UpdateFn(Protocol):
 
 @runtime_checkable
 class ObserveFn(Protocol):
-    def __call__(self, state: PyTree, rollout: Rollout) -> PyTree:
+    def __call__(self, state: PyTree, rollout: Rollout, hypers: Any) -> PyTree:
         """Take note of new experience in what is no learning, such as counts and moments, and return the state.
 
         Called once with every new rollout, before `update`; what `update` learns from may come from replay, many times.
@@ -188,9 +194,9 @@ class ObserveFn(Protocol):
         ...
 
 
-def no_observe(state: PyTree, rollout: Rollout) -> PyTree:
+def no_observe(state: PyTree, rollout: Rollout, hypers: Any) -> PyTree:
     """Return the state as it is: the `observe` of an agent that keeps nothing but what it learns."""
-    del rollout
+    del rollout, hypers
     return state
 
 

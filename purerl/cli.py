@@ -13,11 +13,12 @@ import jax
 import numpy as np
 import tyro
 
-from purerl import driver, envs, plots, results, scores
+from purerl import driver, envs, optimizers, plots, results, scores
 from purerl.base import Spec, cast_hypers
 from purerl.metrics import Progress
 
 AnySettings = TypeVar("AnySettings")
+HypersT = TypeVar("HypersT", bound=optimizers.Hypers)
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -27,6 +28,7 @@ class Settings:
 
     env: str  # name of an environment that gymnax knows
     num_envs: int = 1  # environments stepped together
+    length: int = 1  # steps that each of them takes between updates
     observation_dtype: Literal["bool", "uint8"] | None = None  # what observations are kept in; bool for MinAtar's
     total_steps: int = 100_000  # environment steps per seed
     seeds: int = 1  # independent runs, compiled once
@@ -41,7 +43,15 @@ class Settings:
     env_params: tyro.conf.Suppress[dict[str, Any] | None] = None
 
     def __post_init__(self) -> None:
-        least = {"num_envs": 1, "total_steps": 1, "seeds": 1, "seed": 0, "eval_episodes": 1, "eval_max_steps": 1}
+        least = {
+            "num_envs": 1,
+            "length": 1,
+            "total_steps": 1,
+            "seeds": 1,
+            "seed": 0,
+            "eval_episodes": 1,
+            "eval_max_steps": 1,
+        }
         for name, at_least in (least | {"log_every": 1, "eval_every": 0}).items():
             value = getattr(self, name)
             if value is None and name in ("log_every", "eval_every"):
@@ -99,6 +109,14 @@ def parse(settings: type[AnySettings], arguments: Sequence[str] | None = None) -
         return dataclasses.replace(parsed.settings, env_params=changed or None)
     except (ValueError, OSError, OverflowError) as error:
         raise BadInput(str(error)) from error
+
+
+def annealed(settings: Settings, hypers: HypersT) -> HypersT:
+    """Return `hypers` with a `learning_rate_horizon` of 0 replaced by the number of updates of the whole run."""
+    if hypers.learning_rate_horizon != 0:
+        return hypers
+    updates = settings.total_steps / (settings.num_envs * settings.length)
+    return dataclasses.replace(hypers, learning_rate_horizon=updates)
 
 
 def require_finite(hypers: Any) -> None:
@@ -177,6 +195,7 @@ def _drive(settings, plan, env, hypers, env_params, eval_env, progress) -> drive
             plan,
             env,
             hypers,
+            length=settings.length,
             log_every=settings.log_every,
             eval_env=eval_env,
             eval_every=settings.eval_every,

@@ -131,7 +131,7 @@ def act(
 def observing(strategy: Exploration) -> base.ObserveFn:
     """Return the `observe` of an agent whose state holds the `visits` of `strategy`."""
 
-    def observe(state: Any, rollout: Rollout) -> Any:
+    def observe(state: Any, rollout: Rollout, hypers: Any) -> Any:
         return dataclasses.replace(state, visits=strategy.observe(state.visits, rollout))
 
     return observe

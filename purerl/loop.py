@@ -110,7 +110,7 @@ def advance(
     def iterate(run, keys):
         step_keys, update_key = keys
         episodes, experience, totals = rollout.unroll(step_keys, agent, run.agent, env, params, run.episodes, hypers)
-        state = agent.observe(run.agent, experience)
+        state = agent.observe(run.agent, experience, hypers)
         state, metrics = agent.update(update_key, state, experience, hypers)
         ended = experience.steps.terminated | experience.steps.truncated
         table = _record(run.table, ended, totals) if isinstance(run.table, EpisodeTable) else ()

@@ -1,4 +1,4 @@
-"""Targets and errors of temporal-difference learning, elementwise: any leading axes, nothing averaged, nothing stopped.
+"""Targets and losses, elementwise: any leading axes, nothing averaged, no gradient stopped.
 
 `bootstrap` is the discount where the episode goes on or was only cut short, and zero where it terminated:
 `discount * (1 - terminated)`.
@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
+
+from purerl.base import select
 
 
 def bootstrap_weight(discount: Float[Array, ""], terminated: Bool[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -19,12 +21,6 @@ def following(bootstrap: Float[Array, "*batch"], value: Float[Array, "*batch"]) 
     """Return b V(s'), and 0 where b is 0 whatever the value: of a last state in which no action is legal it is -inf."""
     # Not the product: where a select stands between it and the sum, XLA rounds twice or once as it happens to fuse.
     return bootstrap * jnp.where(bootstrap == 0, 0.0, value)
-
-
-def select(values: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return values[..., action] as a masked sum: unlike that of indexing, its gradient is no scatter."""
-    chosen = action[..., None] == jnp.arange(values.shape[-1])
-    return jnp.sum(jnp.where(chosen, values, 0.0), axis=-1)
 
 
 def q_learning_target(
@@ -66,6 +62,57 @@ def expected_sarsa_target(
     return reward + following(bootstrap, expectation)
 
 
+def squared(error: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return e^2 / 2: the loss of a value that is regressed on its target."""
+    return 0.5 * error**2
+
+
 def huber(error: Float[Array, "*batch"], delta: Float[Array, ""]) -> Float[Array, "*batch"]:
     """Return e^2 / 2 up to |e| = delta and delta (|e| - delta / 2) beyond (Huber 1964)."""
     return jnp.where(jnp.abs(error) <= delta, 0.5 * error**2, delta * (jnp.abs(error) - 0.5 * delta))
+
+
+def clipped_value(
+    value: Float[Array, "*batch"],
+    target: Float[Array, "*batch"],
+    old_value: Float[Array, "*batch"],
+    clip: Float[Array, ""],
+) -> Float[Array, "*batch"]:
+    """Return max(e^2, e_clipped^2) / 2: no reward for moving a value more than `clip` from what it was.
+
+    e = V - target, and e_clipped the same with V held within V_old +- clip (from the code that came with Schulman et al. 2017).
+    """
+    clipped = jnp.clip(value, old_value - clip, old_value + clip)
+    return jnp.maximum(squared(value - target), squared(clipped - target))
+
+
+def policy_gradient(log_prob: Float[Array, "*batch"], advantage: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return -log pi(a|s) A, of which the gradient is that of the negative return (S&B 13.3)."""
+    return -log_prob * advantage
+
+
+def surrogate(log_ratio: Float[Array, "*batch"], advantage: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return -r A, r = pi(a|s) / pi_old(a|s) given as its logarithm (Schulman et al. 2015, equation 14)."""
+    return -_ratio(log_ratio) * advantage
+
+
+def clipped_surrogate(
+    log_ratio: Float[Array, "*batch"], advantage: Float[Array, "*batch"], clip: Float[Array, ""]
+) -> Float[Array, "*batch"]:
+    """Return -min(r A, clip(r, 1 - clip, 1 + clip) A), r as in `surrogate` (Schulman et al. 2017, equation 7)."""
+    ratio = _ratio(log_ratio)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage)
+
+
+def kl_estimate(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return r - 1 - log r, whose mean over actions drawn from pi_old is KL(pi_old‖pi); r as in `surrogate`.
+
+    Never negative, and of less variance than -log r (Schulman 2020, "Approximating KL divergence").
+    """
+    # expm1: near r = 1, where it is of use, r - 1 would be all rounding.
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def _ratio(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return exp, held below 10^17: a gradient of 0 times infinity, from one sample, would be the end of all weights."""
+    return jnp.exp(jnp.minimum(log_ratio, 40.0))

@@ -1,100 +1,21 @@
-"""Networks for agents: flax modules, initialisers, and how an observation becomes what a network reads."""
+"""Networks for agents: action values, policies and state values, with convolutions or not, apart or on one torso."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from purerl.base import Discrete, Network, Spec, from_linen, require_discrete
+from purerl.base import Box, Discrete, Network, Spec, from_linen, require_discrete
+from purerl.distributions import Categorical, Gaussian, SquashedGaussian
+from purerl.layers import MLP, Torso, orthogonal
 
-
-def encode(space: PyTree, observation: PyTree) -> Float[Array, "*batch features"]:
-    """Return an observation of `space` as one float32 vector: integers one-hot, arrays flattened, parts joined.
-
-    Any leading axes are kept: [*batch, *space.shape] -> [*batch, features].
-    """
-
-    def one(leaf: Any, value: Array) -> Array:
-        if isinstance(leaf, Discrete):
-            return jax.nn.one_hot(value, leaf.n, dtype=jnp.float32)
-        batch = value.shape[: value.ndim - len(leaf.shape)]
-        return jnp.asarray(value, jnp.float32).reshape(*batch, math.prod(leaf.shape))
-
-    # Leaf by leaf: flax makes the dicts in a module's attributes frozen ones, which are other pytree nodes.
-    parts = [one(*pair) for pair in zip(jax.tree.leaves(space), jax.tree.leaves(observation), strict=True)]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-
-
-def orthogonal(scale: float = 1.0, *, steps: int = 40) -> Callable[..., Float[Array, "rows columns"]]:
-    """Return an initialiser of matrices with orthonormal rows or columns, whichever are fewer, times `scale`.
-
-    The polar factor of a Gaussian matrix is uniform among such matrices, and the Newton-Schulz iteration
-    X <- X (3 I - X'X) / 2 finds it by matrix products alone. jax's own initialiser calls LAPACK, of which two batched
-    calls can wait for each other for ever when runs are vmapped on a machine with two cores.
-    """
-
-    def init(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
-        rows, columns = math.prod(shape[:-1]), shape[-1]
-        gaussian = jax.random.normal(key, (max(rows, columns), min(rows, columns)), jnp.float32)
-        # All singular values below sqrt(3), or the iteration diverges: the Frobenius norm bounds them.
-        matrix = gaussian / jnp.linalg.norm(gaussian)
-        identity = jnp.eye(matrix.shape[1], dtype=jnp.float32)
-
-        def step(_, matrix):
-            gram = jnp.matmul(matrix.T, matrix, precision="highest")
-            return jnp.matmul(matrix, 1.5 * identity - 0.5 * gram, precision="highest")
-
-        matrix = jax.lax.fori_loop(0, steps, step, matrix)
-        matrix = matrix if rows >= columns else matrix.T
-        return (scale * matrix).reshape(shape).astype(dtype)
-
-    return init
-
-
-class MLP(nn.Module):
-    """A multilayer perceptron on vectors [*batch, features]: dense layers with an activation after all but the last."""
-
-    sizes: Sequence[int]
-    activation: Callable[[Array], Array] = nn.relu
-    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, vector: Float[Array, "*batch features"]) -> Float[Array, "*batch outputs"]:
-        """Return the last layer's outputs."""
-        for layer, size in enumerate(self.sizes):
-            if layer:
-                vector = self.activation(vector)
-            vector = nn.Dense(size, kernel_init=self.kernel_init)(vector)
-        return vector
-
-
-class Convolutions(nn.Module):
-    """Layers of 3 x 3 filters on images [*batch, height, width, channels], each with an activation after it.
-
-    Without padding: every layer takes two rows and two columns off. All leading axes are kept.
-    """
-
-    filters: Sequence[int]
-    activation: Callable[[Array], Array] = nn.relu
-
-    @nn.compact
-    def __call__(
-        self, image: Float[Array, "*batch height width channels"]
-    ) -> Float[Array, "*batch rows columns depth"]:
-        """Return the last layer's outputs."""
-        for filters in self.filters:
-            rows, columns = image.shape[-3] - 2, image.shape[-2] - 2
-            # One product with the patches laid out: on a CPU up to twice as fast as XLA's convolution (batch 128).
-            patches = [image[..., row : row + rows, column : column + columns, :] for row, column in np.ndindex(3, 3)]
-            image = self.activation(nn.Dense(filters)(jnp.concatenate(patches, axis=-1)))
-        return image
+_HIDDEN, _SMALL = orthogonal(math.sqrt(2.0)), orthogonal(0.01)
 
 
 class ActionValues(nn.Module):
@@ -114,15 +35,10 @@ class ActionValues(nn.Module):
     @nn.compact
     def __call__(self, observation: PyTree) -> Float[Array, "*batch actions"]:
         """Return the action values."""
-        if self.filters:
-            features = Convolutions(self.filters, self.activation)(jnp.asarray(observation, jnp.float32))
-            features = features.reshape(*features.shape[:-3], -1)
-        else:
-            features = encode(self.space, observation)
+        shared = self.hidden[:-1] if self.dueling else self.hidden
+        features = Torso(self.space, shared, self.activation, self.filters)(observation)
         if not self.dueling:
-            return MLP((*self.hidden, self.actions), self.activation)(features)
-        if self.hidden[:-1]:
-            features = self.activation(MLP(self.hidden[:-1], self.activation)(features))
+            return MLP((self.actions,))(features)
         value = MLP((*self.hidden[-1:], 1), self.activation)(features)
         advantage = MLP((*self.hidden[-1:], self.actions), self.activation)(features)
         return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
@@ -143,6 +59,137 @@ def action_values(
     enough.
     """
     actions = require_discrete(spec.action, what="action", agent="an action-value network")
+    _require_layers(spec, hidden, filters)
+    return from_linen(ActionValues(spec.observation, actions, tuple(hidden), activation, tuple(filters), dueling))
+
+
+# --- policies and state values --------------------------------------------------------------------------------------
+
+
+class CategoricalHead(nn.Module):
+    """A policy over discrete actions, from features: one linear layer gives the logits."""
+
+    actions: int
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*batch features"]) -> Categorical:
+        """Return the distributions over actions."""
+        return Categorical(logits=MLP((self.actions,), kernel_init=_SMALL)(features))
+
+
+class GaussianHead(nn.Module):
+    """A policy over arrays [D], from features: one linear layer gives the mean, and deviations are the same everywhere.
+
+    With `squash`, actions are brought into the bounds of `space`.
+    """
+
+    space: Box
+    squash: bool
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*batch features"]) -> Gaussian | SquashedGaussian:
+        """Return the distributions over actions."""
+        mean = MLP(self.space.shape, kernel_init=_SMALL)(features)
+        log_deviation = self.param("log_deviation", nn.initializers.zeros, self.space.shape)
+        gaussian = Gaussian(mean=mean, log_deviation=jnp.broadcast_to(log_deviation, mean.shape))
+        if not self.squash:
+            return gaussian
+        low, high = (
+            jnp.broadcast_to(jnp.asarray(x, jnp.float32), mean.shape) for x in (self.space.low, self.space.high)
+        )
+        return SquashedGaussian(base=gaussian, low=low, high=high)
+
+
+class StateValue(nn.Module):
+    """V(s), from features [*batch, features] -> [*batch]: one linear layer."""
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*batch features"]) -> Float[Array, " *batch"]:
+        """Return the values."""
+        return MLP((1,), kernel_init=orthogonal(1.0))(features)[..., 0]
+
+
+def policy(
+    spec: Spec,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Array], Array] = nn.tanh,
+    *,
+    filters: Sequence[int] = (),
+    squash: bool = False,
+) -> Network:
+    """Return a network (observation) -> distribution over actions, with these hidden layers; `filters` as above.
+
+    Discrete actions: `Categorical`. Arrays [D]: `Gaussian`, whose actions the environment clips to its bounds; or with
+    `squash` `SquashedGaussian`, which keeps to them. The last layer starts small: all actions are about as likely.
+    Raises ValueError for other action spaces, and for `squash` without finite bounds.
+    """
+    space = spec.action
+    if squash and not (isinstance(space, Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(f"squash takes an action space with finite bounds, and this environment's is {space}")
+    if isinstance(space, Discrete):
+        head: nn.Module = CategoricalHead(space.n)
+    elif isinstance(space, Box) and len(space.shape) == 1:
+        head = GaussianHead(space, squash)
+    else:
+        raise ValueError(f"a policy network takes discrete actions or arrays [D], and this environment's are {space}")
+    return _before(head, spec, hidden, activation, filters)
+
+
+def state_values(
+    spec: Spec,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Array], Array] = nn.tanh,
+    *,
+    filters: Sequence[int] = (),
+) -> Network:
+    """Return a network (observation) -> V(s), with these hidden layers; `filters` as above."""
+    return _before(StateValue(), spec, hidden, activation, filters)
+
+
+class SharedTorso(NamedTuple):
+    """A torso and the spec with which to make the heads that read its features."""
+
+    network: Network  # (observation) -> features
+    spec: Spec  # features in the place of observations
+
+
+def torso(
+    spec: Spec,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Array], Array] = nn.tanh,
+    *,
+    filters: Sequence[int] = (),
+) -> SharedTorso:
+    """Return a network (observation) -> features that a policy and a value can share.
+
+    shared = torso(spec); actor, critic = policy(shared.spec, ()), state_values(shared.spec, ())
+
+    Raises ValueError without hidden layers.
+    """
+    _require_layers(spec, hidden, filters)
+    if not hidden:
+        raise ValueError("hidden is (); a shared torso takes at least one layer")
+    features = Box((hidden[-1],), np.dtype(np.float32), -np.inf, np.inf)
+    network = from_linen(Torso(spec.observation, tuple(hidden), activation, tuple(filters), _HIDDEN))
+    return SharedTorso(network=network, spec=spec._replace(observation=features))
+
+
+def _before(
+    head: nn.Module,
+    spec: Spec,
+    hidden: Sequence[int],
+    activation: Callable[[Array], Array],
+    filters: Sequence[int],
+) -> Network:
+    """Return the network of a torso and a head."""
+    _require_layers(spec, hidden, filters)
+    return from_linen(
+        nn.Sequential([Torso(spec.observation, tuple(hidden), activation, tuple(filters), _HIDDEN), head])
+    )
+
+
+def _require_layers(spec: Spec, hidden: Sequence[int], filters: Sequence[int]) -> None:
+    """Raise a ValueError unless widths are at least 1, and images large enough for the filters."""
     for name, widths in {"hidden": hidden, "filters": filters}.items():
         if any(width < 1 for width in widths):
             raise ValueError(f"{name} is {tuple(widths)}; each layer takes at least 1")
@@ -154,4 +201,3 @@ def action_values(
                 f"filters is {tuple(filters)}, and observations are {spec.observation}; convolutions take images "
                 f"[height, width, channels] of at least {least} x {least}"
             )
-    return from_linen(ActionValues(spec.observation, actions, tuple(hidden), activation, tuple(filters), dueling))

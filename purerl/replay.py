@@ -246,8 +246,8 @@ def with_replay(agent: Agent, replay: Replay, *, batch_size: int, updates: int =
     def act(key, state, memory, observation, hypers, *, greedy=False):
         return agent.act(key, state.learner, memory, observation, hypers, greedy=greedy)
 
-    def observe(state, rollout):
-        return ReplayState(learner=agent.observe(state.learner, rollout), buffer=state.buffer)
+    def observe(state, rollout, hypers):
+        return ReplayState(learner=agent.observe(state.learner, rollout, hypers), buffer=state.buffer)
 
     def update(key, state, rollout, hypers):
         buffer = replay.add(state.buffer, rollout)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from purerl import losses
-from purerl.base import Rollout, Spec, Transition, pytree_dataclass, require_discrete
+from purerl.base import Rollout, Spec, Transition, pytree_dataclass, require_discrete, select
 from purerl.exploration import Exploration
 
 Own = TypeVar("Own")
@@ -65,7 +65,7 @@ def value_of(values: Float[Array, "S A"], observation: Int[Array, ""], action: I
 
     Not indexed directly: XLA would read a cell that is written next twice, before and after, and copy the table for it.
     """
-    return losses.select(values[observation], action)
+    return select(values[observation], action)
 
 
 def value_after(

@@ -8,15 +8,20 @@ from typing import Any, NamedTuple
 
 from purerl import exploration, networks, replay, tables
 from purerl.agents import (
+    a2c,
     double_q_learning,
     dqn,
     expected_sarsa,
     n_step_sarsa,
+    ppo,
+    q_actor_critic,
     q_learning,
+    reinforce,
     sarsa,
     sarsa_lambda,
+    trpo,
 )
-from purerl.base import Agent, Spec
+from purerl.base import Agent, Network, Spec
 
 
 class Case(NamedTuple):
@@ -74,6 +79,46 @@ def _table(
     return Case(name, make, here, "CliffWalking-purerl", True, probe, 2_000, values)
 
 
+def _policy(
+    name: str,
+    make: Callable[..., Agent],
+    hypers: Any,
+    probe: Any,
+    *,
+    critic: Callable[..., Network] = networks.state_values,
+    env: str = "CartPole-v1",
+    iterations: int = 2_000,
+    wrap: Callable[[Agent, Spec], Agent] = lambda agent, spec: agent,
+    **static: Any,
+) -> Case:
+    """An agent with a policy and a critic, small networks apart."""
+
+    def made(spec: Spec) -> Agent:
+        return wrap(make(spec, networks.policy(spec, (16,)), critic(spec, (16,)), **static), spec)
+
+    def values(state: Any, observation: Any) -> Any:
+        from probes import Ends
+
+        from purerl import envs
+
+        while hasattr(state, "learner"):
+            state = state.learner
+        found = critic(envs.make(Ends(), 1).spec, (16,)).apply(state.params.critic, observation)
+        return found[:, None] if found.ndim == 1 else found
+
+    return Case(name, made, hypers, env, False, probe, iterations, values)
+
+
+_ADAM = {
+    "learning_rate": 1e-2,
+    "learning_rate_end": 3e-3,
+    "learning_rate_horizon": 40.0,
+    "discount": 0.9,
+    "max_gradient_norm": 0.1,
+}
+_ADAM_PROBE = {"learning_rate": 3e-3, "learning_rate_end": 3e-3, "discount": 0.9}
+_PPO = ppo.Hypers(**_ADAM, value_clip=0.05, max_kl=0.003, rate_adaptation=1.5, target_kl=0.003)
+
 _DQN = dqn.Hypers(
     learning_rate=1e-2,
     learning_rate_end=3e-3,
@@ -104,5 +149,31 @@ CASES = [
     Case("dqn", _dqn, _DQN, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=False)),
     Case(
         "dqn with options", _dqn_with_options, _WARM, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=True)
+    ),
+    _policy(
+        "reinforce",
+        reinforce.reinforce,
+        reinforce.Hypers(**_ADAM, entropy_weight=0.1),
+        reinforce.Hypers(**_ADAM_PROBE),
+        window=50,
+    ),
+    _policy(
+        "q_actor_critic",
+        q_actor_critic.q_actor_critic,
+        q_actor_critic.Hypers(**_ADAM),
+        q_actor_critic.Hypers(**_ADAM_PROBE, critic_speed=1.0, entropy_weight=3.0),
+        critic=networks.action_values,
+    ),
+    _policy("a2c", a2c.a2c, a2c.Hypers(**_ADAM, trace_decay=0.9), a2c.Hypers(**_ADAM_PROBE)),
+    _policy("ppo", ppo.ppo, _PPO, ppo.Hypers(**_ADAM_PROBE), epochs=3, minibatches=2),
+    _policy(
+        "trpo, continuous",
+        trpo.trpo,
+        trpo.Hypers(**_ADAM),
+        trpo.Hypers(**_ADAM_PROBE),
+        env="Pendulum-v1",
+        iterations=500,
+        critic_epochs=4,
+        critic_minibatches=2,
     ),
 ]

@@ -179,7 +179,7 @@ def test_agents_are_what_the_protocols_describe():
 
 def test_an_agent_that_keeps_nothing_beside_what_it_learns_observes_nothing():
     agent = base.Agent(init=lambda key, hypers: 3, start=base.no_memory, act=None, update=None)
-    assert agent.observe(3, base.Rollout(steps=None, memory=())) == 3
+    assert agent.observe(3, base.Rollout(steps=None, memory=()), None) == 3
 
 
 # --- the network seam -----------------------------------------------------------------------------------------------

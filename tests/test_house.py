@@ -13,13 +13,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "purerl"
 LEVELS = {
     "base": 0,
     **dict.fromkeys(["returns", "losses", "distributions", "exploration"], 1),
-    **dict.fromkeys(["trust_region", "planning", "scores"], 1),
-    **dict.fromkeys(["networks", "tables", "precision", "replay", "normalize", "envs"], 2),
+    **dict.fromkeys(["trust_region", "planning", "scores", "layers"], 1),
+    **dict.fromkeys(
+        ["networks", "tables", "actor_critic", "optimizers", "precision", "replay", "normalize", "envs"], 2
+    ),
     **dict.fromkeys(["sharding", "distributed", "checkpoint", "metrics", "results", "plots"], 2),
     **dict.fromkeys(["agents", "rollout"], 3),
     **dict.fromkeys(["loop", "evaluate", "sweep"], 4),
     **dict.fromkeys(["driver", "export", "play", "launch"], 5),
     "cli": 6,
+    "policy_cli": 7,
 }
 # Forbidden even where lower: so any agent runs under any environment, loop or mesh.
 FORBIDDEN = {

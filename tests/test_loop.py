@@ -181,7 +181,7 @@ def watching():
     def act(key, state, memory, observation, hypers, *, greedy=False):
         return jax.random.randint(key, observation.shape, 0, 4), memory
 
-    def observe(state, experience):
+    def observe(state, experience, hypers):
         seen = experience.steps.observation
         visits = state["visits"].at[state["observed"]].set(seen)
         return state | {"observed": state["observed"] + 1, "new": seen, "visits": visits}

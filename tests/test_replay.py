@@ -571,13 +571,13 @@ def test_without_updates_it_fills_and_learns_nothing():
 
 
 def test_what_is_new_is_observed_by_the_learner_and_nothing_else_changes():
-    def observe(state, rollout):
-        return state | {"count": state["count"] + rollout.steps.reward.shape[0]}
+    def observe(state, rollout, hypers):
+        return state | {"count": state["count"] + rollout.steps.reward.shape[0] * hypers}
 
     agent = with_replay(spy()._replace(observe=observe), uniform(spec_of(3), 30), batch_size=2)
     begun = agent.init(jax.random.key(0), 1.0)
-    state = agent.observe(begun, Experience([0.2] * 3).rollout(5))
-    assert state.learner["count"] == 5
+    state = agent.observe(begun, Experience([0.2] * 3).rollout(5), 2.0)
+    assert state.learner["count"] == 10
     assert_same(state.buffer, begun.buffer)  # nothing is added before the update
 
 

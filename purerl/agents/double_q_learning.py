@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, select
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -54,7 +54,7 @@ def double_q_learning(spec: Spec, *, explore: Explore = exploration.epsilon_gree
             next_first, next_second = first[step.next_observation], second[step.next_observation]
             chooses, judges = jnp.where(heads, next_first, next_second), jnp.where(heads, next_second, next_first)
             best = exploration.pick(rest, exploration.greedy_policy(chooses))
-            target = losses.sarsa_target(step.reward, bootstrap, losses.select(judges, best))
+            target = losses.sarsa_target(step.reward, bootstrap, select(judges, best))
             cell = step.observation, step.action, target, hypers.learning_rate
             first, first_error = tables.move(first, *cell, where=heads)
             second, second_error = tables.move(second, *cell, where=~heads)

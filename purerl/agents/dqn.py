@@ -8,33 +8,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from purerl import exploration, losses, returns
-from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_count, require_discrete, zeros
+from purerl import exploration, losses, optimizers, returns
+from purerl.base import (
+    Agent,
+    Network,
+    Spec,
+    no_memory,
+    pytree_dataclass,
+    require_count,
+    require_discrete,
+    select,
+    zeros,
+)
 from purerl.exploration import Explore
 
 
 @pytree_dataclass
-class Hypers:
+class Hypers(optimizers.Hypers):
     """The numbers of DQN."""
 
-    learning_rate: float = 5e-4  # Adam's before the first update ...
+    learning_rate: float = 5e-4  # before the first update ...
     learning_rate_end: float = 2.5e-5  # ... and from update `learning_rate_horizon` on
     learning_rate_horizon: float = 40_000.0  # updates
+    max_gradient_norm: float = 1000.0  # gradients of a larger global norm are scaled down to it
     discount: float = 0.99  # gamma, [0, 1]
     exploration_start: float = 1.0  # epsilon (a temperature, UCB's c) before the first update ...
     exploration_end: float = 0.05  # ... and at the end of its schedule
     exploration_horizon: float = 10_000.0  # updates
     target_period: float = 50.0  # updates between those of the target network
     target_rate: float = 1.0  # tau, how far it then goes towards the network; 1 copies. Polyak: period 1, rate .005
-    max_gradient_norm: float = 1000.0  # gradients of a larger global norm are scaled down to it
     # Error beyond which the loss is linear. The paper's 1 supposes clipped rewards and slow targets: where errors are
     # tens, all gradients are then alike, the targets outrun the network, and the values diverge.
     huber_delta: float = 100.0
-    adam_b1: float = 0.9
-    adam_b2: float = 0.999
-    adam_eps: float = 1e-8
 
 
 @pytree_dataclass
@@ -46,17 +53,6 @@ class State:
     optimizer: Any
     updates: Any  # int32
     visits: Any  # what exploration remembers
-
-
-def optimizer(hypers: Hypers, updates: Int[Array, ""]) -> optax.GradientTransformation:
-    """Return Adam after clipping, with the numbers of `hypers` and the learning rate due after so many updates."""
-    rate = exploration.linear_schedule(
-        updates, start=hypers.learning_rate, end=hypers.learning_rate_end, horizon=hypers.learning_rate_horizon
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(hypers.max_gradient_norm),
-        optax.adam(rate, b1=hypers.adam_b1, b2=hypers.adam_b2, eps=hypers.adam_eps),
-    )
 
 
 def dqn(
@@ -88,7 +84,7 @@ def dqn(
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
-            optimizer=optimizer(hypers, jnp.int32(0)).init(params),
+            optimizer=optimizers.start(params),
             updates=jnp.int32(0),
             visits=strategy.init(),
         )
@@ -116,7 +112,7 @@ def dqn(
 
     def loss(params, steps, target, hypers):
         observation, action = jax.tree.map(lambda leaf: leaf[: len(target)], (steps.observation, steps.action))
-        value = losses.select(network.apply(params, observation), action)
+        value = select(network.apply(params, observation), action)
         return jnp.mean(losses.huber(target - value, hypers.huber_delta)), jnp.mean(value)
 
     def update(key, state, rollout, hypers):
@@ -127,8 +123,7 @@ def dqn(
             )
         targets = target(state, rollout.steps, hypers)
         (error, value), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, rollout.steps, targets, hypers)
-        step, optimizer_state = optimizer(hypers, state.updates).update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, step)
+        params, optimizer = optimizers.descend(state.params, gradient, state.optimizer, hypers, state.updates)
         updates = state.updates + 1
         due = updates % jnp.maximum(jnp.int32(hypers.target_period), 1) == 0
         moved = optax.incremental_update(params, state.target_params, hypers.target_rate)
@@ -136,7 +131,7 @@ def dqn(
         state = State(
             params=params,
             target_params=target_params,
-            optimizer=optimizer_state,
+            optimizer=optimizer,
             updates=updates,
             visits=state.visits,
         )

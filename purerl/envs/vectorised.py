@@ -202,7 +202,8 @@ def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> t
             return *types.cast(observation, state), *_signals(reward, terminated, truncated)
 
         keys = jax.random.split(step_key, num_envs)
-        next_observation, state, reward, terminated, truncated = jax.vmap(one)(keys, state, action.astype(types.action))
+        action = _possible(environment, action.astype(types.action), params)
+        next_observation, state, reward, terminated, truncated = jax.vmap(one)(keys, state, action)
         ended = terminated | truncated
         observation, state = jax.lax.cond(
             jnp.any(ended),
@@ -230,9 +231,20 @@ def _gymnax_auto_reset(environment: Environment, num_envs: int, types: _Types) -
             observation, state = types.cast(observation, state)
             return observation, state, *_signals(reward, terminated, truncated), next_observation
 
-        return jax.vmap(one)(jax.random.split(key, num_envs), state, action.astype(types.action))
+        action = _possible(environment, action.astype(types.action), params)
+        return jax.vmap(one)(jax.random.split(key, num_envs), state, action)
 
     return reset, step
+
+
+def _possible(environment: Environment, action: Array, params: PyTree) -> Array:
+    """Return actions [N, ...] within the bounds that the environment has with these parameters.
+
+    Clipped here and not by the agent: the rollout keeps the action that its policy drew, and so its probability.
+    Environments differ: of those in gymnax some clip, and one clips the force but lets the agent pay for what it asked.
+    """
+    space = environment.action_space(params)
+    return jnp.clip(action, space.low, space.high) if isinstance(space, spaces.Box) else action
 
 
 def _signals(reward: Array, terminated: Array, truncated: Array) -> tuple[Array, Array, Array]:

@@ -316,7 +316,7 @@ def learn(
     for first in range(0, length, chunk):
         rollout = rollout_of(experience, first, first + chunk)
         if observe:
-            state = agent.observe(state, rollout)
+            state = agent.observe(state, rollout, hypers)
         state, metrics = update(_key(first) if key is None else key, state, rollout, hypers)
         errors.append(float(metrics["td_error"]))
     return state, errors

@@ -420,7 +420,7 @@ def test_ucb_counts_what_is_new_and_not_what_replay_samples():
     for number in range(4):
         experience = visited(number, 6)
         np.add.at(expected, (experience["observation"], experience["action"]), 1)
-        state = observe(state, rollout_of(experience))
+        state = observe(state, rollout_of(experience), hypers)
         np.testing.assert_array_equal(state.learner.visits, expected)
         state, _ = update(jax.random.key(number), state, rollout_of(experience), hypers)
         np.testing.assert_array_equal(state.learner.visits, expected)
@@ -449,7 +449,7 @@ def test_other_ways_to_explore_count_nothing():
     learner = dqn.dqn(TABLE_SPEC, TABLE)
     state = learner.init(jax.random.key(0), hypers)
     assert state.visits == ()
-    assert learner.observe(state, rollout_of(visited(0, 4))).visits == ()
+    assert learner.observe(state, rollout_of(visited(0, 4)), hypers).visits == ()
 
 
 def test_ucb_is_refused_where_observations_cannot_be_counted():

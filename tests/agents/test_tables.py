@@ -91,7 +91,7 @@ def test_observing_and_learning_leave_to_each_other_what_is_theirs(name):
     agent, update = made(name, spec_of(3), exploration.ucb)
     hypers = cast_hypers(AGENTS[name].hypers(initial_value=1.0))
     state, experience = agent.init(jax.random.key(0), hypers), rollout_of(record(5, 3, seed=0))
-    observed = agent.observe(state, experience)
+    observed = agent.observe(state, experience, hypers)
     jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(observed, visits=state.visits), state)
     learned, _ = update(jax.random.key(0), observed, experience, hypers)
     np.testing.assert_array_equal(learned.visits, observed.visits)
@@ -188,13 +188,14 @@ def test_by_ucb_what_was_not_tried_comes_first_and_masked_actions_never(name):
 @pytest.mark.parametrize("name", AGENTS)
 def test_observing_counts_the_visits_of_ucb(name):
     agent, _ = made(name, spec_of(3), exploration.ucb)
-    state = agent.init(jax.random.key(0), cast_hypers(AGENTS[name].hypers()))
+    hypers = cast_hypers(AGENTS[name].hypers())
+    state = agent.init(jax.random.key(0), hypers)
     np.testing.assert_array_equal(state.visits, np.zeros((3, 2), np.int32), strict=True)
     expected = np.zeros((3, 2), np.int32)
     for seed in range(2):
         experience = record(10, 3, seed)
         np.add.at(expected, (experience["observation"], experience["action"]), 1)
-        state = agent.observe(state, rollout_of(experience))
+        state = agent.observe(state, rollout_of(experience), hypers)
     np.testing.assert_array_equal(state.visits, expected, strict=True)
 
 

@@ -1,0 +1,118 @@
+"""All agents on one environment, by the defaults of their scripts: learning curves with intervals on one picture.
+
+An agent that cannot have the environment (tables need numbered states, DQN and QAC discrete actions) is left out, and
+says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+
+# The scripts beside this one.
+import a2c
+import dqn
+import numpy as np
+import ppo
+import q_actor_critic
+import q_learning
+import reinforce
+import sarsa
+import trpo
+
+from purerl import cli, envs, plots, results
+from purerl.base import require_count
+
+SCRIPTS: dict[str, ModuleType] = {
+    "Q-learning": q_learning,
+    "SARSA": sarsa,
+    "DQN": dqn,
+    "REINFORCE": reinforce,
+    "QAC": q_actor_critic,
+    "A2C": a2c,
+    "PPO": ppo,
+    "TRPO": trpo,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags."""
+
+    env: str = "CartPole-v1"  # name of an environment that gymnax knows
+    total_steps: int = 100_000  # environment steps per seed
+    seeds: int = 5  # independent runs of each agent
+    seed: int = 0  # what all keys are made of
+    out: Path | None = None  # folder of all runs; runs/compare/<env>/<time> if not given
+
+    def __post_init__(self) -> None:
+        for name, least in {"total_steps": 1, "seeds": 1, "seed": 0}.items():
+            require_count(name, getattr(self, name), least=least)
+
+
+def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
+    """Return the settings of every agent that can be made for the environment; says of the others why not."""
+    spec = envs.make(settings.env, 1).spec
+    shared = {"env": settings.env, "total_steps": settings.total_steps, "seeds": settings.seeds, "seed": settings.seed}
+    chosen = {}
+    for name, script in SCRIPTS.items():
+        own = script.Settings(**shared, out=directory / name.lower())
+        try:
+            script.phases(own, spec)
+            chosen[name] = own
+        except ValueError as error:
+            print(f"{name} is left out: {error}")
+    return chosen
+
+
+def main(settings: Settings) -> None:
+    """Train every agent, save one picture of all, and print how well each did."""
+    try:
+        directory = settings.out or results.default_directory("compare", settings.env)
+        chosen = possible(settings, directory)
+        directory = results.create(directory)
+    except (ValueError, TypeError, OSError) as error:
+        raise cli.BadInput(str(error)) from error
+    runs = {name: SCRIPTS[name].main(own) for name, own in chosen.items()}
+    picture(runs, directory / "compare.png", title=f"{settings.env}, {settings.seeds} seeds")
+    print()
+    for name, run in runs.items():
+        score = run.summary["evaluation"]
+        low, high = score["ci95"]
+        interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+        speed = run.summary["steps_per_second"]
+        print(f"{name:12s} greedy return, interquartile mean {score['iqm']:8.1f}{interval}   {speed:12,.0f} steps/s")
+    print(f"results in {directory}: compare.png, and a folder for each agent")
+
+
+def picture(runs: dict[str, results.Result], path: Path, *, title: str) -> None:
+    """Save the learning curves of all agents, returns while exploring, in one frame."""
+    figure = plots.new_figure(8.0, 5.0)
+    axes = figure.add_subplot()
+    most = max(run.metrics["environment_steps"].max() for run in runs.values())
+    points = np.linspace(0, most, 51)[1:]
+    curves = {name: _at(points, run.metrics) for name, run in runs.items()}
+    plots.comparison(axes, points, curves, xlabel="environment steps", ylabel="episode return in training")
+    axes.set_title(f"{title}, means and 95 % intervals", loc="left", fontsize=12, fontweight="bold")
+    plots.save(figure, path)
+
+
+def _at(points: np.ndarray, metrics: dict[str, np.ndarray]) -> np.ndarray:
+    """Return every seed's mean return of the episodes that ended up to each point, since the one before: [S, points].
+
+    NaN where none ended.
+    """
+    steps, episodes = metrics["environment_steps"][0], metrics["episodes"]
+    total = np.nan_to_num(metrics["episode_return"]) * episodes
+    place = np.searchsorted(points, steps)
+    with np.errstate(invalid="ignore"):
+        sums = [
+            total[:, place == point].sum(axis=1) / episodes[:, place == point].sum(axis=1)
+            for point in range(len(points))
+        ]
+    return np.stack(sums, axis=1)
+
+
+if __name__ == "__main__":
+    cli.start(main, Settings)

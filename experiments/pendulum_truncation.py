@@ -1,0 +1,159 @@
+"""What a clock does to a critic: Pendulum never terminates, its episodes are cut after 200 steps.
+
+TRPO learns twice: once as purerl does, with the value of the state in which the clock stopped, and once as if the
+episode had terminated there. Then the clock is taken away and each policy goes on as it learned: the discounted rewards
+that it collects are what its critic should have predicted. Prints how far off the critics are, and saves one picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl import cli, driver, envs, networks, plots, results, returns, rollout, scores
+from purerl.actor_critic import ActorCritic
+from purerl.agents import trpo
+from purerl.base import Agent, Rollout, cast_hypers, require_count
+from purerl.metrics import Progress
+
+EPISODE = 200  # steps after which Pendulum's clock stops
+BEYOND = 1_000  # steps over which rewards are collected after each of them: .99 to the 1000 is 4e-5
+WALKS = 32  # pendulums per seed
+TREATMENTS = "bootstraps where the clock ended", "takes the clock's end for termination"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags."""
+
+    seeds: int = 10  # independent runs of each treatment
+    total_steps: int = 200_000  # environment steps per seed
+    num_envs: int = 4  # environments stepped together
+    length: int = 512  # steps that each of them takes between updates
+    seed: int = 0  # what all keys are made of
+    out: Path | None = None  # run directory; runs/pendulum_truncation/Pendulum-v1/<time> if not given
+    hypers: trpo.Hypers = trpo.Hypers()
+
+    def __post_init__(self) -> None:
+        for name, least in {"seeds": 2, "total_steps": 1, "num_envs": 1, "length": 1, "seed": 0}.items():
+            require_count(name, getattr(self, name), least=least)
+
+
+class Judged(NamedTuple):
+    """A critic and what really came, by steps since the episode's start, mean of the walks [seeds, EPISODE]."""
+
+    value: np.ndarray  # what the critic predicted
+    collected: np.ndarray  # what was then collected
+    training_return: np.ndarray  # [seeds] mean return of the episodes in the last tenth of training
+
+
+def blind(agent: Agent) -> Agent:
+    """Return `agent` taking every end of an episode for a termination, as many programs do."""
+
+    def update(key, state, rollout, hypers):
+        steps = rollout.steps
+        steps = dataclasses.replace(steps, terminated=steps.terminated | steps.truncated)
+        return agent.update(key, state, Rollout(steps=steps, memory=rollout.memory), hypers)
+
+    return agent._replace(update=update)
+
+
+def judge(settings: Settings, treatment: str, progress: Progress | None = None) -> Judged:
+    """Train all seeds with a treatment, and hold their critics against what their policies go on to collect."""
+    env, endless = envs.make("Pendulum-v1", settings.num_envs), envs.make("Pendulum-v1", WALKS)
+    network = ActorCritic(networks.policy(env.spec), networks.state_values(env.spec))
+    agent = trpo.trpo(env.spec, network.actor, network.critic)
+    hypers = cast_hypers(settings.hypers)
+    keys = driver.seed_keys(settings.seed, settings.seeds)
+    outcome = driver.drive(
+        keys,
+        [driver.Phase(agent if treatment == TREATMENTS[0] else blind(agent), settings.total_steps)],
+        env,
+        hypers,
+        length=settings.length,
+        log_every=max(1, settings.total_steps // 10),
+        progress=progress,
+    )
+    params = dataclasses.replace(endless.params, max_steps_in_episode=jnp.int32(10 * BEYOND))
+
+    @jax.jit
+    def walk(key, state):
+        start_key, step_key = jax.random.split(key)
+        episodes = rollout.start(start_key, agent, endless, params)
+        keys = rollout.step_keys(step_key, EPISODE + BEYOND)
+        _, experience, _ = rollout.unroll(keys, agent, state, endless, params, episodes, hypers)
+        collected = returns.discounted(experience.steps.reward, hypers.discount, jnp.zeros(WALKS))
+        value = network.value(state.params, experience.steps.observation[:EPISODE])
+        return jnp.mean(value, axis=1), jnp.mean(collected[:EPISODE], axis=1)
+
+    walks = [walk(jax.random.fold_in(key, 1), outcome.run(seed).agent) for seed, key in enumerate(keys)]
+    value, collected = (np.stack(rows) for rows in zip(*walks, strict=True))
+    return Judged(value, collected, outcome.metrics["episode_return"][:, -1])
+
+
+def describe(judged: Judged) -> dict[str, Any]:
+    """Return the critic's error, value less what was collected: its mean over an episode by seed, with an interval."""
+    error = (judged.value - judged.collected).mean(axis=1)
+    return {
+        "error": error,
+        "mean_error": error.mean(),
+        "mean_error_ci95": scores.bootstrap_interval(error, np.mean),
+        "mean_collected": judged.collected.mean(),
+        "mean_training_return": judged.training_return.mean(),
+        "mean_training_return_ci95": scores.bootstrap_interval(judged.training_return, np.mean),
+    }
+
+
+def picture(judged: dict[str, Judged], path: Path) -> None:
+    """Save, for each treatment, what the critic predicts and what comes, over the steps of an episode."""
+    figure = plots.new_figure(9.0, 4.0)
+    frames = figure.subplots(1, len(judged), sharey=True)
+    for axes, (treatment, one) in zip(frames, judged.items(), strict=True):
+        curves = {"collected, without a clock": one.collected, "predicted by the critic": one.value}
+        plots.comparison(axes, np.arange(EPISODE), curves, xlabel="steps since the start", ylabel="discounted rewards")
+        axes.set_title(treatment, loc="left", fontsize=11)
+    plots.save(figure, path)
+
+
+def main(settings: Settings) -> None:
+    """Train with both treatments, print a table, save the picture."""
+    try:
+        cli.require_finite(settings.hypers)
+        directory = results.create(settings.out or results.default_directory("pendulum_truncation", "Pendulum-v1"))
+    except (ValueError, TypeError, OSError) as error:
+        raise cli.BadInput(str(error)) from error
+    judged = {}
+    for treatment in TREATMENTS:
+        with Progress(settings.seeds * settings.total_steps, description=treatment) as progress:
+            judged[treatment] = judge(settings, treatment, progress)
+    summary = {treatment: describe(one) for treatment, one in judged.items()}
+    print(f"mean of {settings.seeds} seeds [95 % interval]")
+    for treatment, line in summary.items():
+        low, high = line["mean_error_ci95"]
+        print(
+            f"{treatment:38s} critic's error {line['mean_error']:6.2f} [{low:6.2f}, {high:6.2f}] "
+            f"of {line['mean_collected']:7.2f};  return in training {line['mean_training_return']:7.1f}"
+        )
+    picture(judged, directory / "pendulum_truncation.png")
+    results.write(
+        directory,
+        settings=dataclasses.asdict(settings) | {"out": directory, "versions": results.versions()},
+        metrics={f"{name} where it {key}": getattr(one, name) for key, one in judged.items() for name in one._fields},
+        summary={
+            "agent": "trpo",
+            "env": "Pendulum-v1",
+            "seeds": settings.seeds,
+            "treatments": summary,
+            "versions": results.versions(),
+        },
+    )
+    print(f"results in {directory}: pendulum_truncation.png, summary.json, metrics.npz, settings.json")
+
+
+if __name__ == "__main__":
+    cli.start(main, Settings)

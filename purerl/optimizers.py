@@ -1,0 +1,56 @@
+"""How parameters descend a gradient: Adam with a rate that anneals, every number of it traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from purerl import exploration
+from purerl.base import pytree_dataclass
+
+
+@pytree_dataclass
+class Hypers:
+    """The numbers of Adam; agents that use it inherit them, with defaults of their own."""
+
+    learning_rate: float = 3e-4  # before the first update ...
+    learning_rate_end: float = 3e-4  # ... and from update `learning_rate_horizon` on
+    learning_rate_horizon: float = 1000.0  # updates
+    max_gradient_norm: float = 0.5  # gradients of a larger global norm are scaled down to it
+    adam_b1: float = 0.9
+    adam_b2: float = 0.999
+    adam_eps: float = 1e-8
+
+
+def start(params: PyTree) -> Any:
+    """Return the optimizer's state before the first step; it depends on no number."""
+    return _adam(Hypers(), 0.0).init(params)
+
+
+def descend(
+    params: PyTree,
+    gradient: PyTree,
+    state: Any,
+    hypers: Hypers,
+    updates: Int[Array, ""],
+    *,
+    scale: Float[Array, ""] | float = 1.0,
+) -> tuple[Any, Any]:
+    """Return (parameters, state) after one step of Adam (Kingma & Ba 2015) down the gradient, clipped by its norm.
+
+    The rate is `scale` times the one that is due after so many `updates`.
+    """
+    rate = exploration.linear_schedule(
+        updates, start=hypers.learning_rate, end=hypers.learning_rate_end, horizon=hypers.learning_rate_horizon
+    )
+    step, state = _adam(hypers, scale * rate).update(gradient, state, params)
+    return optax.apply_updates(params, step), state
+
+
+def _adam(hypers: Hypers, rate: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.clip_by_global_norm(hypers.max_gradient_norm),
+        optax.adam(rate, b1=hypers.adam_b1, b2=hypers.adam_b2, eps=hypers.adam_eps),
+    )

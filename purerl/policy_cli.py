@@ -1,0 +1,54 @@
+"""What the scripts of agents with a policy share beyond `cli`: their networks, and normalisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+
+from purerl import cli, networks, normalize
+from purerl.base import Agent, Network, Spec
+
+
+class Networks(NamedTuple):
+    """A policy, state values, and the torso that both read, if they share one."""
+
+    actor: Network
+    critic: Network
+    torso: Network | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(cli.Settings):
+    """The flags that all agents with a policy have."""
+
+    env: str = "CartPole-v1"
+    filters: tuple[int, ...] = ()  # 3 x 3 filters of each convolution before the hidden layers, for pictures
+    hidden: tuple[int, ...] = (64, 64)  # widths of each network's hidden layers
+    activation: Literal["tanh", "relu"] = "tanh"
+    shared_torso: bool = False  # policy and value share all layers but the last
+    squash: bool = False  # bounded actions by a squashed Gaussian; otherwise the environment clips them
+    normalize_observations: bool = False  # by their running moments
+    scale_returns: bool = False  # rewards divided by the running deviation of discounted returns
+
+
+def networks_of(settings: Settings, spec: Spec) -> Networks:
+    """Return the networks that the settings ask for."""
+    activation = getattr(nn, settings.activation)
+    layers = {"hidden": settings.hidden, "activation": activation, "filters": settings.filters}
+    if not settings.shared_torso:
+        actor = networks.policy(spec, **layers, squash=settings.squash)
+        return Networks(actor, networks.state_values(spec, **layers), None)
+    torso = networks.torso(spec, **layers)
+    actor = networks.policy(torso.spec, (), squash=settings.squash)
+    return Networks(actor, networks.state_values(torso.spec, ()), torso.network)
+
+
+def normalized(settings: Settings, agent: Agent, spec: Spec) -> Agent:
+    """Return `agent` with the normalisation that the settings ask for."""
+    if settings.scale_returns:
+        agent = normalize.with_return_scaling(agent, spec)
+    if settings.normalize_observations:
+        agent = normalize.with_observation_norm(agent, spec)
+    return agent
