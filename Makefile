@@ -39,8 +39,8 @@ $(DEV): $(CREATED) pyproject.toml constraints.txt
 	$(INSTALL) -e ".[dev]"
 	@touch $(CORE) $@
 
-demo: $(CORE) ## install the core and train DQN on CartPole (DEMO_ARGS="...")
-	$(BIN)/python experiments/dqn.py $(DEMO_ARGS)
+demo: $(CORE) ## install the core and train PPO on CartPole (DEMO_ARGS="...")
+	$(BIN)/python experiments/ppo.py $(DEMO_ARGS)
 
 test: $(DEV) ## run the fast tests, spread over the cores
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile

@@ -21,13 +21,12 @@ class Settings(ppo.Settings):
     observation_dtype: Literal["bool", "uint8"] | None = "bool"  # what observations are kept in
     num_envs: int = 64  # environments stepped together
     total_steps: int = 10_000_000  # environment steps per seed
-    filters: tuple[int, ...] = (16,)  # 3 x 3 filters of each convolution before the hidden layers
-    hidden: tuple[int, ...] = (128,)  # widths of each network's hidden layers
     activation: Literal["tanh", "relu"] = "relu"
-    shared_torso: bool = True  # policy and value share all layers but the last
     normalize_observations: bool = False  # by their running moments: pictures of zeros and ones need none
+    scale_returns: bool = False  # rewards divided by the running deviation of discounted returns
     minibatches: int = 8  # parts that a pass over a rollout cuts it into
-    hypers: Hypers = Hypers(learning_rate=5e-4, learning_rate_end=0.0, learning_rate_horizon=0.0)
+    # A learning_rate_horizon of 0 is the whole run.
+    hypers: Hypers = Hypers(learning_rate=5e-3, learning_rate_end=0.0, learning_rate_horizon=0.0)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from purerl.driver import Phase
 class Settings(policy_cli.Settings):
     """TRPO's flags."""
 
-    num_envs: int = 2
+    num_envs: int = 4
     length: int = 512
     total_steps: int = 100_000
     cg_iterations: int = 15  # steps of conjugate gradient
     max_backtracks: int = 10  # lengths that the line search tries
     critic_epochs: int = 20  # passes of the critic over each rollout
-    critic_minibatches: int = 8  # parts that such a pass cuts it into
+    critic_minibatches: int = 16  # parts that such a pass cuts it into
     hypers: trpo.Hypers = trpo.Hypers()
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tyro
 
-from purerl import driver, envs, optimizers, plots, results, scores
+from purerl import driver, envs, loop, optimizers, plots, results, scores
 from purerl.base import Spec, cast_hypers
 from purerl.metrics import Progress
 
@@ -139,6 +139,7 @@ def run(
         env_params = _env_params(env, settings.env_params)
         plan = phases(env.spec)
         require_finite(hypers)
+        _require_fitting(plan, env, hypers, settings.length)
         settings = _effective(settings, env_params, sum(phase.steps for phase in plan))
         directory = results.create(settings.out or results.default_directory(agent, settings.env))
         settings = dataclasses.replace(settings, out=directory)
@@ -170,6 +171,15 @@ def run(
         print(f"stopped by Ctrl-C after {summary['total_steps']:,} of {settings.total_steps:,} steps")
     _report(summary, directory)
     return results.load_run(directory)
+
+
+def _require_fitting(plan: Sequence[driver.Phase], env: envs.Env, hypers: Any, length: int) -> None:
+    """Let every agent see, in shapes alone, what it will be handed: it refuses what does not suit it."""
+    for phase in plan:
+        jax.eval_shape(
+            lambda key, agent=phase.agent: loop.train(key, agent, env, hypers, iterations=1, length=length),
+            jax.random.key(0),
+        )
 
 
 def _effective(settings: SettingsT, env_params: Any, total: int) -> SettingsT:

@@ -79,7 +79,15 @@ class Categorical:
     def kl(self, other: Categorical) -> Float[Array, "*batch"]:
         """Return sum p (log p - log q), q of `other`; infinite where it excludes what this one allows."""
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
-        return _mean(log_p, log_p) - _mean(log_p, log_q)
+        possible, excluded = log_p > -jnp.inf, log_q == -jnp.inf
+        both = possible & ~excluded
+        ratio = jnp.where(both, jnp.where(both, log_q, 0.0) - jnp.where(both, log_p, 0.0), 0.0)
+        # sum q - p is zero, and added to each term leaves p (r - 1 - log r), r = q / p: near 1 nothing cancels.
+        near = jnp.where(jnp.abs(ratio) < 1.0, ratio, 0.0)
+        p, q = jnp.exp(log_p), jnp.exp(log_q)
+        terms = jnp.where(jnp.abs(ratio) < 1.0, p * (jnp.expm1(near) - near), q - p - p * ratio)
+        terms = jnp.where(both, terms, jnp.where(possible, jnp.inf, q))
+        return jnp.sum(terms, axis=-1)
 
 
 @pytree_dataclass
@@ -116,7 +124,10 @@ class Gaussian:
 
 @pytree_dataclass
 class SquashedGaussian:
-    """Normal dimensions u brought into bounds: action = low + (high - low) (tanh u + 1) / 2 (Haarnoja et al. 2018)."""
+    """Normal dimensions u brought into bounds: action = low + (high - low) (tanh u + 1) / 2 (Haarnoja et al. 2018).
+
+    Probabilities are those of the action as a float32: where tanh saturates (|u| beyond 5 or so) u is known no better.
+    """
 
     base: Gaussian  # of u
     low: Any  # float32 [*batch, D], finite

@@ -80,7 +80,7 @@ def clipped_value(
 ) -> Float[Array, "*batch"]:
     """Return max(e^2, e_clipped^2) / 2: no reward for moving a value more than `clip` from what it was.
 
-    e = V - target, and e_clipped the same with V held within V_old +- clip (from the code that came with Schulman et al. 2017).
+    e = V - target, and e_clipped the same with V held within V_old +- clip (from the code of Schulman et al. 2017).
     """
     clipped = jnp.clip(value, old_value - clip, old_value + clip)
     return jnp.maximum(squared(value - target), squared(clipped - target))
@@ -114,5 +114,5 @@ def kl_estimate(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
 
 def _ratio(log_ratio: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return exp, held below 10^17: a gradient of 0 times infinity, from one sample, would be the end of all weights."""
+    """Return exp, held below 10^18: a gradient of 0 times infinity, of one sample, would be the end of all weights."""
     return jnp.exp(jnp.minimum(log_ratio, 40.0))

@@ -99,8 +99,9 @@ def gae(
 
         A_t = delta_t + gamma lambda A_t+1,   delta_t = r_t + gamma (1 - terminated) V(s_t+1) - V(s_t)
 
-    `value` is V(observation) and `next_value` V(next_observation), within an episode the same numbers; A_t+1 counts as 0 where an episode ended, and after
-    the last step. lambda = 0 gives the TD errors, lambda = 1 the Monte-Carlo returns (from the last value on) less V.
+    `value` is V(observation) and `next_value` V(next_observation), within an episode the same numbers. A_t+1 counts as
+    0 where an episode ended, and after the last step. lambda = 0 gives the TD errors, lambda = 1 the Monte-Carlo
+    returns (from the last value on) less V.
     """
     weight, next_value = discount * (1.0 - terminated), jnp.where(terminated, 0.0, next_value)
     error = reward + weight * next_value - value

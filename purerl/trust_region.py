@@ -65,7 +65,7 @@ def conjugate_gradient(product: Linear, target: PyTree, *, iterations: int, tole
 
     def unfinished(carry: tuple[Array, PyTree, PyTree, PyTree, Array]) -> Array:
         step, _, _, _, squared = carry
-        return (step < iterations) & (squared >= tolerance)
+        return (step < iterations) & (squared >= tolerance) & (squared > 0.0)
 
     def advance(carry: tuple[Array, PyTree, PyTree, PyTree, Array]):
         step, solution, rest, direction, squared = carry

@@ -32,9 +32,8 @@ def box(*shape, dtype=np.float32):
 merge = jax.jit(normalize.merge)
 
 
-def after(chunks, moments=None):
-    moments = normalize.no_moments(chunks[0].shape[1:]) if moments is None else moments
-    return functools.reduce(merge, map(jnp.asarray, chunks), moments)
+def after(chunks):
+    return functools.reduce(merge, map(jnp.asarray, chunks), normalize.no_moments(chunks[0].shape[1:]))
 
 
 def digit(number):
@@ -201,13 +200,14 @@ def test_vmapped_moments_are_each_as_alone():
         np.testing.assert_allclose(one.variance, alone.variance, rtol=1e-6)
 
 
-def test_of_no_samples_nothing_is_changed_and_after_them_it_is_deviations_from_the_mean():
+def test_by_no_samples_nothing_is_changed_and_by_some_it_is_shown_in_deviations_from_the_mean():
     none = normalize.no_moments((2,))
     values = jnp.array([[0.0, 3.0], [-9.9, 1e-3], [11.0, -1e30]])
     np.testing.assert_allclose(normalize.normalized(none, values), jnp.clip(values, -10, 10), rtol=1e-6)
     samples = np.concatenate(chunked(3, (2,), [50], 7.0, 2.0))
-    shown = normalize.normalized(after([samples]), jnp.asarray(samples))
-    np.testing.assert_allclose(shown, (samples - samples.mean(axis=0)) / samples.std(axis=0), rtol=1e-5, atol=1e-6)
+    found = normalize.normalized(after([samples]), jnp.asarray(samples))
+    exact = samples.astype(float)
+    np.testing.assert_allclose(found, (exact - exact.mean(axis=0)) / exact.std(axis=0), rtol=1e-5, atol=1e-5)
 
 
 # --- observations ---------------------------------------------------------------------------------------------------
@@ -244,6 +244,15 @@ def spy():
     return Agent(init=lambda key, hypers: {}, start=start, act=act, update=update, observe=observe)
 
 
+def compiled(agent):
+    return agent._replace(observe=jax.jit(agent.observe), update=jax.jit(agent.update))
+
+
+@functools.cache
+def normalizing():
+    return compiled(normalize.with_observation_norm(spy(), spec_of(box(2))))
+
+
 def rollout_of(observation, next_observation=None, reward=None, terminated=None, truncated=None, memory=()):
     """A rollout [T, N] of which only this matters."""
     leading = np.shape(jax.tree.leaves(observation)[0])[:2]
@@ -264,9 +273,8 @@ def shown(agent, state, observation, **options):
 
 
 def learn(agent, state, experience, hypers=HYPERS):
-    """One iteration of the loop, and what the learner then was handed: when observing and when learning."""
-    state, metrics = agent.update(KEY, agent.observe(state, experience, hypers), experience, hypers)
-    assert metrics == {"discount": hypers.discount}
+    """Observe and update, as the loop does; also what the learner was handed in the one and in the other."""
+    state, _ = agent.update(KEY, agent.observe(state, experience, hypers), experience, hypers)
     learner = state
     while not isinstance(learner, dict):
         learner = learner.learner
@@ -288,7 +296,7 @@ def walks(seed, count, length=5, shape=(2,)):
 
 
 def test_all_is_seen_by_the_moments_that_acted_and_then_by_those_of_all_so_far():
-    agent = normalize.with_observation_norm(spy(), spec_of(box(2)))
+    agent = normalizing()
     state, seen = agent.init(KEY, HYPERS), []
     for number, (observation, successor) in enumerate(walks(0, 4)):
         # At first nothing is known: mean 0 and deviation 1. The second dimension is then beyond 10.
@@ -307,7 +315,7 @@ def test_all_is_seen_by_the_moments_that_acted_and_then_by_those_of_all_so_far()
 
 
 def test_before_the_update_it_acts_as_before():
-    agent = normalize.with_observation_norm(spy(), spec_of(box(2)))
+    agent = normalizing()
     state = agent.init(KEY, HYPERS)
     for observation, _ in walks(1, 2):
         noted = agent.observe(state, rollout_of(observation), HYPERS)
@@ -328,7 +336,7 @@ def test_memory_passes_through_and_so_does_what_is_greedy(wrap):
 
 
 def test_rewards_flags_actions_metrics_and_memory_of_a_rollout_stay_as_they_are():
-    agent = normalize.with_observation_norm(spy(), spec_of(box(2)))
+    agent = normalizing()
     state, rng = agent.init(KEY, HYPERS), np.random.default_rng(0)
     memory = agent.start(NUM_ENVS)
     flags = rng.random((2, 5, NUM_ENVS)) < 0.5
@@ -339,6 +347,7 @@ def test_rewards_flags_actions_metrics_and_memory_of_a_rollout_stay_as_they_are(
             chex.assert_trees_all_equal(experience.memory, memory + 5)
             for name in ("action", "reward", "terminated", "truncated"):
                 np.testing.assert_array_equal(getattr(experience.steps, name), getattr(given_one.steps, name))
+    assert agent.update(KEY, state, given_one, HYPERS)[1] == {"discount": HYPERS.discount}
 
 
 PARTS = {"flag": box(2, dtype=bool), "place": (Discrete(9), box()), "pixels": box(3, 2, dtype=np.uint8)}
@@ -528,11 +537,11 @@ def test_vmapped_runs_have_each_its_own_moments():
 def test_evaluation_acts_on_the_moments_of_the_run_and_leaves_them_alone():
     judged = envs.make(Echo(), 20)
     agent = normalize.with_observation_norm(echoing(), judged.spec)
-    state = agent.init(KEY, HYPERS)
-    for seed in range(2):
-        levels = np.random.default_rng(seed).integers(13, size=(5, NUM_ENVS))
-        experience = rollout_of(np.float32(100 + levels))
-        state, _ = agent.update(KEY, agent.observe(state, experience, HYPERS), experience, HYPERS)
+    first, second = (np.float32(100 + np.random.default_rng(seed).integers(13, size=(5, NUM_ENVS))) for seed in (0, 1))
+    state, experience = agent.init(KEY, HYPERS), rollout_of(first)
+    state, _ = agent.update(KEY, agent.observe(state, experience, HYPERS), experience, HYPERS)
+    # As it is between observing and learning, when it does not yet act by all that it has seen.
+    state = agent.observe(state, rollout_of(second), HYPERS)
     before = jax.device_get(state)
     judge = jax.jit(lambda key, state: evaluate.evaluate(key, agent, state, judged, HYPERS, max_steps=9))
     found = judge(KEY, state)
@@ -610,8 +619,9 @@ def rewarded(seed, count, length=7, ends=ENDS["both"]):
         yield rollout_of(np.zeros((length, NUM_ENVS)), None, reward, *flags)
 
 
-def scaling(agent=None, observation=None):
-    return normalize.with_return_scaling(agent or spy(), spec_of(observation or box()))
+@functools.cache
+def scaling():
+    return compiled(normalize.with_return_scaling(spy(), spec_of(box())))
 
 
 @pytest.mark.parametrize("ends", ENDS)

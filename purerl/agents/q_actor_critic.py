@@ -29,7 +29,7 @@ class Hypers(optimizers.Hypers):
     learning_rate: float = 5e-4  # before the first update ...
     learning_rate_end: float = 5e-4  # ... and from update `learning_rate_horizon` on
     critic_speed: float = 10.0  # times as fast learns the critic
-    max_gradient_norm: float = 10.0  # gradients of a larger global norm are scaled down to it, actor's and critic's each
+    max_gradient_norm: float = 10.0  # gradients of a larger norm, actor's and critic's each, are scaled down to it
     # A policy gradient without a baseline is noise times Q: small values, so a short horizon, keep it down.
     discount: float = 0.95  # gamma, [0, 1]
     entropy_weight: float = 0.3  # beside Q, so in units of reward

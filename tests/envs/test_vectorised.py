@@ -394,3 +394,20 @@ def test_an_observation_of_several_parts_has_a_space_for_each():
         np.testing.assert_array_equal(ended["both"][..., 0], ended["remaining"])
     assert (final["remaining"][terminated] == 0).all()
     assert (observation["remaining"] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "MountainCarContinuous-v0"])
+def test_actions_beyond_the_bounds_are_those_on_them_also_under_other_parameters(name):
+    env = envs.make(name, N)
+    bound = {"Pendulum-v1": {"max_torque": 2.0}, "MountainCarContinuous-v0": {"max_action": 1.0}}[name]
+    ((field, limit),) = bound.items()
+    _, state = env.reset(jax.random.key(0), env.params)
+    step = jax.jit(env.step)
+
+    def after(action, params):
+        return step(jax.random.key(1), state, jnp.full((N, 1), action), params)
+
+    chex.assert_trees_all_equal(after(5.0 * limit, env.params), after(limit, env.params))
+    wider = env.params.replace(**{field: jnp.float32(3.0 * limit)})
+    chex.assert_trees_all_equal(after(5.0 * limit, wider), after(3.0 * limit, wider))
+    assert (after(3.0 * limit, wider)[2] != after(limit, env.params)[2]).all()  # the reward

@@ -1,0 +1,123 @@
+"""Scripts of agents with a policy: their flags, the comparison of all agents, and what a clock does to a critic."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from scripts import load
+
+from purerl import cli, envs, policy_cli
+from purerl.agents import ppo
+
+SMALL = {"hidden": (8,), "seeds": 2, "eval_episodes": 3, "eval_max_steps": 30}
+TINY = {
+    "reinforce": {"num_envs": 2, "length": 16, "total_steps": 64, "window": 20},
+    "q_actor_critic": {"num_envs": 2, "length": 4, "total_steps": 64},
+    "a2c": {"num_envs": 2, "length": 4, "total_steps": 64},
+    "ppo": {"num_envs": 2, "length": 8, "total_steps": 64, "epochs": 2, "minibatches": 2},
+    "trpo": {"num_envs": 2, "length": 8, "total_steps": 64, "critic_epochs": 2, "critic_minibatches": 2},
+}
+
+
+def run(name, out, **settings):
+    script = load(name)
+    return script.main(script.Settings(out=out, **{**SMALL, **TINY[name], **settings}))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_script_runs_and_leaves_its_settings(name, tmp_path):
+    found = run(name, tmp_path / "run")
+    assert found.summary["agent"] == name
+    assert found.summary["total_steps"] == 64
+    assert found.settings["length"] == TINY[name]["length"]
+    assert not found.summary["diverged"]
+    assert np.isfinite(found.metrics["evaluation_return"]).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"squash": True, "shared_torso": True}, {"normalize_observations": False, "scale_returns": False}],
+)
+def test_continuous_actions_and_every_way_to_make_networks(options, tmp_path):
+    found = run("ppo", tmp_path / "run", env="Pendulum-v1", **options)
+    assert not found.summary["diverged"]
+
+
+def test_a_horizon_of_zero_is_the_whole_run():
+    settings = policy_cli.Settings(num_envs=4, length=128, total_steps=51_200)
+    hypers = ppo.Hypers(learning_rate_horizon=0.0)
+    assert cli.annealed(settings, hypers).learning_rate_horizon == 100
+    assert cli.annealed(settings, dataclasses.replace(hypers, learning_rate_horizon=7.0)).learning_rate_horizon == 7
+
+
+def test_the_flags_make_the_networks_and_wrappers_that_they_name():
+    spec = envs.make("Pendulum-v1", 2).spec
+    separate = policy_cli.networks_of(policy_cli.Settings(hidden=(8,)), spec)
+    shared = policy_cli.networks_of(policy_cli.Settings(hidden=(8,), shared_torso=True), spec)
+    assert separate.torso is None
+    assert shared.torso is not None
+
+    def state(**flags):
+        agent = ppo.ppo(spec, separate.actor, separate.critic)
+        wrapped = policy_cli.normalized(policy_cli.Settings(**flags), agent, spec)
+        return jax.eval_shape(wrapped.init, jax.random.key(0), ppo.Hypers())
+
+    assert isinstance(state(), ppo.State)
+    assert hasattr(state(scale_returns=True), "running")
+    assert hasattr(state(normalize_observations=True), "acting")
+    assert hasattr(state(normalize_observations=True, scale_returns=True).learner, "running")
+
+
+def test_what_a_script_cannot_run_is_told_in_a_sentence(tmp_path):
+    for name, settings, sentence in [
+        ("ppo", {"minibatches": 3}, "minibatches is 3, which does not divide the 16 steps"),
+        ("reinforce", {"shared_torso": True}, "reinforce takes networks that are apart"),
+        ("q_actor_critic", {"env": "Pendulum-v1"}, "needs a discrete action space"),
+        ("a2c", {"squash": True}, "squash takes an action space with finite bounds"),
+        ("ppo", {"env": "FrozenLake-v1", "normalize_observations": True}, "takes some that are arrays"),
+    ]:
+        with pytest.raises(cli.BadInput, match=sentence):
+            run(name, tmp_path / "run", **settings)
+
+
+def test_all_agents_are_compared_on_one_picture(tmp_path, capsys, monkeypatch):
+    compare = load("compare")
+    small = {}
+    for name in ("PPO", "A2C", "Q-learning", "QAC"):
+        small[name] = load({"PPO": "ppo", "A2C": "a2c", "Q-learning": "q_learning", "QAC": "q_actor_critic"}[name])
+    monkeypatch.setattr(compare, "SCRIPTS", small)
+    compare.main(compare.Settings(env="Pendulum-v1", total_steps=2_048, seeds=2, out=tmp_path / "all"))
+    printed = capsys.readouterr().out
+    assert "Q-learning is left out: q_learning needs a discrete observation space" in printed
+    assert "QAC is left out" in printed
+    assert (tmp_path / "all" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("ppo", "a2c"):
+        summary = json.loads((tmp_path / "all" / name / "summary.json").read_text())
+        assert summary["seeds"] == 2
+        assert any(line.startswith(name.upper()) for line in printed.splitlines()[-3:])
+
+
+def test_the_points_of_a_comparison_are_means_over_the_episodes_up_to_them():
+    compare = load("compare")
+    metrics = {
+        "environment_steps": np.array([[10, 20, 30, 40]] * 2),
+        "episodes": np.array([[1.0, 3.0, 0.0, 0.0], [2.0, 0.0, 1.0, 1.0]]),
+        "episode_return": np.array([[4.0, 8.0, np.nan, np.nan], [1.0, np.nan, 5.0, 7.0]]),
+    }
+    found = compare._at(np.array([20.0, 40.0]), metrics)
+    np.testing.assert_allclose(found, [[7.0, np.nan], [1.0, 6.0]])
+
+
+def test_a_critic_that_takes_the_clock_for_termination_is_off_and_purerl_s_is_not():
+    """Of a policy that stays as it is: no step is small enough to be accepted."""
+    script = load("pendulum_truncation")
+    hypers = dataclasses.replace(script.Settings().hypers, delta=0.0, discount=0.95, trace_decay=0.9)
+    settings = script.Settings(seeds=3, total_steps=60_000, num_envs=8, length=500, hypers=hypers)
+    right, wrong = (script.describe(script.judge(settings, treatment)) for treatment in script.TREATMENTS)
+    assert abs(right["mean_collected"] - wrong["mean_collected"]) < 1e-3  # the same policies
+    scale = abs(right["mean_collected"])
+    assert abs(right["mean_error"]) < 0.04 * scale
+    assert wrong["mean_error"] > 0.06 * scale
+    assert wrong["mean_error_ci95"][0] > abs(right["mean_error"])
