@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import date
@@ -30,6 +32,52 @@ def seconds(program: Callable[[], Any], *, repeats: int = 5) -> dict[str, float]
         cpu.append(time.process_time() - cpu_began)
         wall.append(time.perf_counter() - wall_began)
     return {"cpu": statistics.median(cpu), "wall": statistics.median(wall)}
+
+
+def in_turn(ours: Callable[[], Any], peers: dict[str, tuple[str, str]], *, repeats: int) -> dict[str, list[Any]]:
+    """Return the (wall, CPU) seconds of `ours` and of other libraries' programs, run by run in turn.
+
+    A peer is (a Python that has the library, a script in which `program()` is what is timed, compiled by one call).
+    """
+    jax.block_until_ready(ours())
+    taken: dict[str, list[Any]] = {name: [] for name in ("purerl", *peers)}
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name, (python, script) in peers.items():
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            processes[name] = stack.enter_context(subprocess.Popen([python, "-c", script + _SERVE], **pipes))
+            _answer(processes[name])
+        for _ in range(repeats):
+            wall, cpu = time.perf_counter(), time.process_time()
+            jax.block_until_ready(ours())
+            taken["purerl"].append((time.perf_counter() - wall, time.process_time() - cpu))
+            for name, process in processes.items():
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                taken[name].append(tuple(float(number) for number in _answer(process)))
+        for process in processes.values():
+            process.stdin.write("\n")
+            process.stdin.flush()
+    return taken
+
+
+_SERVE = """
+import time, jax
+jax.block_until_ready(program())
+print("answer", flush=True)
+while input():
+    wall, cpu = time.perf_counter(), time.process_time()
+    jax.block_until_ready(program())
+    print("answer", time.perf_counter() - wall, time.process_time() - cpu, flush=True)
+"""
+
+
+def _answer(process: Any) -> list[str]:
+    """Return the words of the next answer; a library may print other lines before it."""
+    for line in process.stdout:
+        if line.startswith("answer"):
+            return line.split()[1:]
+    raise RuntimeError(f"{process.args[0]} ended without an answer")
 
 
 def machine() -> str:

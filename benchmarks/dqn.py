@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import time
 
 import jax
-from _measure import record, seconds
+from _measure import in_turn, record, seconds
 
 from purerl import envs, loop, networks, replay
 from purerl.agents import dqn
@@ -21,18 +19,13 @@ from purerl.base import cast_hypers
 STEPS, ENVS, CAPACITY, BATCH, STARTS = 500_000, 10, 10_000, 128, 10_000
 
 PEER = """
-import time, jax, jax.numpy as jnp
+import jax, jax.numpy as jnp
 from rejax import DQN
 agent = DQN.create(env="CartPole-v1", num_envs=10, batch_size=128, buffer_size=10_000, fill_buffer=10_000,
     total_timesteps=500_000, eval_freq=500_000, skip_initial_evaluation=True, learning_rate=2.5e-4, num_epochs=1)
 agent = agent.replace(eval_callback=lambda *_: jnp.zeros(1))
 train = jax.jit(agent.train)
-jax.block_until_ready(train(jax.random.key(0)))
-print("ready", flush=True)
-while input():
-    began = time.process_time()
-    jax.block_until_ready(train(jax.random.key(0)))
-    print(time.process_time() - began, flush=True)
+program = lambda: train(jax.random.key(0))
 """
 
 
@@ -56,21 +49,8 @@ def program(hidden: tuple[int, ...]):
 
 def against_peer(python: str, repeats: int) -> dict[str, float]:
     """Return both libraries' steps per CPU-second, timed in turn, and the median ratio."""
-    ours = program((64, 64))
-    jax.block_until_ready(ours())
-    with subprocess.Popen([python, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
-        assert peer.stdin is not None
-        assert peer.stdout is not None
-        peer.stdout.readline()
-        pairs = []
-        for _ in range(repeats):
-            began = time.process_time()
-            jax.block_until_ready(ours())
-            mine = time.process_time() - began
-            peer.stdin.write("go\n")
-            peer.stdin.flush()
-            pairs.append((mine, float(peer.stdout.readline())))
-        peer.stdin.write("\n")
+    taken = in_turn(program((64, 64)), {"rejax": (python, PEER)}, repeats=repeats)
+    pairs = [(mine[1], theirs[1]) for mine, theirs in zip(taken["purerl"], taken["rejax"], strict=True)]
     return {
         "steps_per_cpu_second": round(STEPS / statistics.median(mine for mine, _ in pairs)),
         "rejax_steps_per_cpu_second": round(STEPS / statistics.median(theirs for _, theirs in pairs)),

@@ -51,8 +51,13 @@ class ReturnScaleState:
 
 def no_moments(shape: tuple[int, ...]) -> Moments:
     """Return the moments of no sample: mean 0, variance 1."""
-    zeros = jnp.zeros(shape, jnp.float32)
-    return Moments(count=jnp.int32(0), mean=zeros, variance=jnp.ones_like(zeros), mean_rest=zeros, variance_rest=zeros)
+    return Moments(
+        count=jnp.int32(0),
+        mean=jnp.zeros(shape, jnp.float32),
+        variance=jnp.ones(shape, jnp.float32),
+        mean_rest=jnp.zeros(shape, jnp.float32),
+        variance_rest=jnp.zeros(shape, jnp.float32),
+    )
 
 
 def merge(moments: Moments, samples: Float[Array, "M *shape"]) -> Moments:
@@ -65,12 +70,14 @@ def merge(moments: Moments, samples: Float[Array, "M *shape"]) -> Moments:
     """
     total = moments.count + len(samples)
     weight = len(samples) / jnp.asarray(total, jnp.float32)
-    deviation = samples - moments.mean
+    first = moments.count == 0
+    # All is measured from near the samples: from afar their squares would be rounded to their own size.
+    centre = jnp.where(first, samples[0], moments.mean)
+    deviation = (samples - centre) - moments.mean_rest
     shift = jnp.mean(deviation, axis=0)
     spread = jnp.mean((deviation - shift) ** 2, axis=0)
-    # Of no sample the variance counts for nothing.
-    variance = jnp.where(moments.count == 0, 0.0, moments.variance)
-    mean, mean_rest = _add(moments.mean, moments.mean_rest, weight * shift)
+    variance = jnp.where(first, 0.0, moments.variance)
+    mean, mean_rest = _add(centre, moments.mean_rest, weight * shift)
     growth = weight * (spread - variance) + weight * (1.0 - weight) * shift**2
     variance, variance_rest = _add(variance, moments.variance_rest, growth)
     return Moments(
@@ -90,9 +97,9 @@ def normalized(moments: Moments, value: Float[Array, "*batch"]) -> Float[Array, 
 def with_observation_norm(agent: Agent, spec: Spec) -> Agent:
     """Return `agent` seeing observations less their running mean and divided by their running deviation.
 
-    Integers stay as they are. During a rollout the moments are fixed, and what is learned from it is normalised by
-    those that acted; then those of all steps so far take their place. Raises ValueError where there is no array to
-    normalise.
+    Integers (`Discrete`) stay as they are. During a rollout the moments are fixed, and what is learned from it is
+    normalised by those that acted; after each update those of all steps so far take their place. Until the first one
+    observations are seen as they come, within 10. Raises ValueError where there is no array to normalise.
     """
     spaces = jax.tree.leaves(spec.observation)
     if not any(isinstance(space, Box) for space in spaces):
@@ -115,7 +122,9 @@ def with_observation_norm(agent: Agent, spec: Spec) -> Agent:
 
     def init(key, hypers):
         moments = [no_moments(space.shape) if isinstance(space, Box) else None for space in spaces]
-        return ObservationNormState(learner=agent.init(key, hypers), moments=moments, acting=moments)
+        return ObservationNormState(
+            learner=agent.init(key, hypers), moments=moments, acting=jax.tree.map(jnp.copy, moments)
+        )
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
         return agent.act(key, state.learner, memory, seen(state.acting, observation), hypers, greedy=greedy)

@@ -108,6 +108,16 @@ def gae(
     return _backwards(error, weight * trace_decay * ~truncated, jnp.zeros_like(value[-1]))
 
 
+def standardized(advantage: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return advantages less their mean and divided by their standard deviation, both over all axes.
+
+    Where they are all the same but for rounding they count as zero: no step is taken on noise.
+    """
+    deviation = jnp.std(advantage)
+    same = deviation <= 1e-6 * jnp.max(jnp.abs(advantage))
+    return jnp.where(same, 0.0, (advantage - jnp.mean(advantage)) / (deviation + 1e-8))
+
+
 class VTrace(NamedTuple):
     """Targets for the values, and advantages for the policy gradient, of a policy other than the one that acted."""
 

@@ -45,21 +45,20 @@ def assert_moments(moments, samples):
     """Right to a millionth of the deviation, where the last digits of the mean are smaller than that."""
     exact = samples.astype(float)
     assert moments.count == len(exact)
-    assert_close(moments, exact.mean(axis=0), exact.var(axis=0), digits=3.0, linear=1.0)
+    assert_close(moments, exact.mean(axis=0), exact.var(axis=0), digits=0.5)
 
 
-def assert_close(moments, mean, variance, *, digits=1.0, linear=0.0):
+def assert_close(moments, mean, variance, *, digits=0.5):
     """What an error of a millionth of the deviation, and of `digits` last digits in the mean, makes at most.
 
-    In the variance that error counts by its square, as it does in the variance about another number than the mean;
-    or by itself times the deviation, if `linear`.
+    In the variance that error counts by its square, as it does in the variance about another number than the mean.
     """
     leaves = {name: np.asarray(getattr(moments, name)) for name in ("mean", "variance")}
     assert all(leaf.dtype == np.float32 and leaf.shape == np.shape(mean) for leaf in leaves.values())
     step, deviation = digits * digit(mean), np.sqrt(variance)
     np.testing.assert_array_less(np.abs(leaves["mean"] - mean), 1e-30 + step + 1e-6 * deviation)
     error = np.abs(leaves["variance"] - variance)
-    np.testing.assert_array_less(error, 1e-30 + step**2 + linear * step * deviation + 2e-6 * variance)
+    np.testing.assert_array_less(error, 1e-30 + step**2 + 2e-6 * variance)
 
 
 def chunked(seed, shape, sizes, mean, deviation):

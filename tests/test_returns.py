@@ -435,3 +435,13 @@ def test_estimates_need_no_jit():
     steps = random_journey(seed=9)
     for name, eager in estimate(float32(steps), float32(Numbers())).items():
         np.testing.assert_allclose(eager, estimates(steps, Numbers())[name], rtol=1e-5, atol=1e-5)
+
+
+def test_standardized_advantages_have_mean_zero_and_deviation_one_and_constant_ones_vanish():
+    advantage = np.random.default_rng(0).normal(5.0, 3.0, size=(7, 4)).astype(np.float32)
+    exact = advantage.astype(float)
+    np.testing.assert_allclose(
+        returns.standardized(jnp.asarray(advantage)), (exact - exact.mean()) / exact.std(), atol=1e-5
+    )
+    for number in (0.1, -0.3, 1 / 3, 10.1, 0.0, 1e-20):
+        np.testing.assert_array_equal(returns.standardized(jnp.full((33, 3), number, jnp.float32)), 0)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import actor_critic, losses, optimizers
+from purerl import actor_critic, losses, optimizers, returns
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_count, require_num_envs
 
@@ -25,9 +25,11 @@ class Hypers(optimizers.Hypers):
     value_clip: float = 1000.0  # the same for values; so large it does not bite
     value_weight: float = 0.5
     entropy_weight: float = 0.01
-    max_kl: float = 1.0  # no further epoch once KL(old‖new) is beyond; .02 is usual where it shall bite
-    # The rate is divided by `rate_adaptation` after an update of KL > 2 target_kl, multiplied after one of
-    # KL < target_kl / 2; 1 leaves it alone, 1.5 is usual.
+    # No further epoch once KL(old‖new) is beyond: the mean over an epoch's minibatches, each before its own step. Where
+    # it shall bite .02 is usual.
+    max_kl: float = 1.0
+    # The rate is divided by `rate_adaptation` after an update whose last epoch had KL > 2 target_kl, multiplied after
+    # one of KL < target_kl / 2, up to a hundredfold either way; 1 leaves it alone, 1.5 is usual.
     rate_adaptation: float = 1.0
     target_kl: float = 0.01
 
@@ -99,9 +101,7 @@ def ppo(
 
     def loss(params, batch, hypers):
         policy, value = network.both(params, batch.observation)
-        advantage = batch.advantage
-        if normalize_advantages:
-            advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+        advantage = returns.standardized(batch.advantage) if normalize_advantages else batch.advantage
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         surrogate = jnp.mean(losses.clipped_surrogate(log_ratio, advantage, hypers.clip))
         value_loss = jnp.mean(losses.clipped_value(value, batch.target, batch.value, hypers.value_clip))

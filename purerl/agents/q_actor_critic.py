@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from purerl import losses, optimizers
+from purerl import base, losses, optimizers
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import (
     Agent,
@@ -63,7 +64,8 @@ def q_actor_critic(spec: Spec, actor: Network, critic: Network) -> Agent:
                   [r + gamma Q(s', a') - Q(s, a)]^2 / 2     (the critic, the target being held)
 
     by one step per rollout, in the mean over its transitions. a' is the action then executed in s': the last transition
-    of a rollout waits in the state until it is known. Where the episode terminated the target is r, and where the clock
+    of a rollout waits in the state until it is known. States are not weighed by gamma^t, as is customary: below 1,
+    gamma only shortens what Q looks ahead. Where the episode terminated the target is r, and where the clock
     ended it no action follows: the expectation of Q(s', .) under the policy stands in. Not for replay. Raises
     ValueError unless actions are discrete.
     """
@@ -94,6 +96,8 @@ def q_actor_critic(spec: Spec, actor: Network, critic: Network) -> Agent:
         new = steps.observation, steps.action, steps.reward
         parts = jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), old, new)
         known = jnp.concatenate([waiting.open[None], jnp.ones_like(ended[:-1]), ended[-1:]])
+        # Where none waited, a real step stands in: what weighs nothing must still be a number.
+        parts = jax.tree.map(lambda leaf: leaf.at[0].set(base.where(waiting.open, leaf[0], leaf[1])), parts)
         observation, action, reward = jax.tree.map(lambda leaf: leaf[-1], new)
         return parts, known, Waiting(observation=observation, action=action, reward=reward, open=~ended[-1])
 
@@ -103,12 +107,14 @@ def q_actor_critic(spec: Spec, actor: Network, critic: Network) -> Agent:
         successors = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, steps.next_observation)
         executed, expected = jnp.split(network.value(params, successors), 2)
         policy = jax.nn.softmax(actor.apply(params.actor, steps.next_observation).logits)
+        surely = jnp.ones(steps.reward.shape, jnp.float32)
         terminated, truncated = (
             jnp.concatenate([jnp.zeros_like(flag[:1]), flag]) for flag in (steps.terminated, steps.truncated)
         )
         # Of step i the action executed next is i + 1; of the last there is none here, but where it ended the episode.
         following = jnp.pad(select(executed, action[1:]), ((0, 1), (0, 0)))
-        expectation = jnp.pad(jnp.sum(policy * expected, axis=-1), ((1, 0), (0, 0)))
+        expectation = losses.expected_sarsa_target(jnp.zeros_like(steps.reward), surely, expected, policy)
+        expectation = jnp.pad(expectation, ((1, 0), (0, 0)))
         next_value = jnp.where(truncated, expectation, following)
         return losses.sarsa_target(reward, losses.bootstrap_weight(hypers.discount, terminated), next_value)
 
@@ -139,13 +145,15 @@ def q_actor_critic(spec: Spec, actor: Network, critic: Network) -> Agent:
             state.updates,
             scale=hypers.critic_speed,
         )
-        state = State(
+        learned = State(
             params=Params(torso=(), actor=params, critic=critic_params),
             actor_optimizer=actor_optimizer,
             critic_optimizer=critic_optimizer,
             updates=state.updates + 1,
             waiting=waiting,
         )
-        return state, metrics
+        # Where every step must wait the gradient is zero, but Adam would go on by its momentum.
+        idle = dataclasses.replace(state, waiting=waiting)
+        return jax.tree.map(lambda new, old: jnp.where(jnp.any(known), new, old), learned, idle), metrics
 
     return Agent(init=init, start=no_memory, act=network.act(), update=update)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import losses, optimizers, returns
+from purerl import base, losses, optimizers, returns
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import (
     Agent,
@@ -71,11 +71,11 @@ def reinforce(
         minimise  -mean over episodes of  sum_t gamma^t (G_t - V(s_t)) log pi(a_t|s_t)
 
     Without a critic V is 0; without `discount_states` the gamma^t that the theorem asks for is left out, as is
-    customary. Episodes count whole and once, in the update after they ended: what a rollout's end cuts waits in the
-    state. (The policy has then moved since such an episode began; the gradient is that of the policy as it is.) Only an
-    episode of which more than `window` steps would have to wait is left out, and counted in the metric `excluded`.
-    Where the clock ended the episode G goes on with V; without a critic, for want of it, G is what was seen. Raises
-    ValueError for a window below one.
+    customary. The baseline's loss, (G_t - V)^2 / 2, and the entropy are means over steps. Episodes count whole and
+    once, in the update after they ended: what a rollout's end cuts waits in the state. (The policy has then moved since
+    such an episode began; the gradient is that of the policy as it is.) Only an episode of which more than `window`
+    steps would have to wait is left out, and counted in the metric `excluded`. Where the clock ended the episode G goes
+    on with V; without a critic, for want of it, G is what was seen. Raises ValueError for a window below one.
     """
     require_count("window", window)
     network = ActorCritic(actor, critic)
@@ -107,6 +107,9 @@ def reinforce(
 
         age, ages = jax.lax.scan(after, pending.age, steps.terminated | steps.truncated)
         time = jnp.concatenate([jnp.arange(window)[:, None] - window + pending.age, ages])
+        # In the places of what is learned already, and of what never was, stands a real step: nothing infinite there.
+        last = jax.tree.map(lambda leaf: leaf[-1], (observation, action))
+        observation, action = jax.vmap(base.where, (0, None, 0))(time < 0, last, (observation, action))
         ended = terminated | truncated
         begun = jnp.cumsum(time == 0, axis=0) > 0
         completed = jnp.cumsum(ended[::-1], axis=0)[::-1] > 0
@@ -117,7 +120,7 @@ def reinforce(
             target=returns.lambda_returns(
                 reward, terminated, truncated, next_value, hypers.discount, jnp.ones_like(hypers.discount)
             ),
-            included=begun & completed & (time >= 0),
+            included=begun & completed,
         )
         observation, action, reward = jax.tree.map(lambda leaf: leaf[-window:], joined[:3])
         pending = Pending(observation=observation, action=action, reward=reward, age=age)

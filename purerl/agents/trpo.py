@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import actor_critic, losses, optimizers, trust_region
+from purerl import actor_critic, losses, optimizers, returns, trust_region
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_count, require_num_envs
 
@@ -68,7 +68,7 @@ def trpo(
     def improve(params, steps, advantage, hypers):
         """Return the torso and actor after a trust-region step, and what came of it."""
         observation, action = actor_critic.flat((steps.observation, steps.action))
-        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+        advantage = returns.standardized(advantage)
 
         def policy_of(parts):
             torso, actor = parts

@@ -62,18 +62,16 @@ def random_experience(seed):
     return record(LENGTH, NUM_ENVS, seed, (STATES, ACTIONS))
 
 
-def target_of(x, time, environment, value, next_value, discount, trace_decay):
+def target_of(x, time, environment, next_value, discount, trace_decay):
     """The mixture of what is seen after 1, 2, ... steps, up to the end of the rollout or the episode.
 
-    Values are [T, N]: those of observations, by which the returns of 1, 2, ... steps end, and those of the successors,
-    which stand in where nothing more is seen.
+    `next_value` [T, N] are the values of the successors.
     """
     sights, rewards = [], 0.0
     for steps in range(1, len(x["reward"]) - time + 1):
         now = time + steps - 1, environment
         rewards += discount ** (steps - 1) * x["reward"][now]
         last = x["terminated"][now] or x["truncated"][now] or time + steps == len(x["reward"])
-        # The same number within an episode, unless experience is made up.
         after = 0.0 if x["terminated"][now] else next_value[now]
         sights.append(rewards + discount**steps * after)
         if last:
@@ -82,10 +80,10 @@ def target_of(x, time, environment, value, next_value, discount, trace_decay):
     return float(np.dot([*weights, 1 - sum(weights)], sights))
 
 
-def targets_of(x, value, next_value, discount, trace_decay):
+def targets_of(x, next_value, discount, trace_decay):
     found = np.zeros(x["reward"].shape)
     for here in np.ndindex(*found.shape):
-        found[here] = target_of(x, *here, value, next_value, discount, trace_decay)
+        found[here] = target_of(x, *here, next_value, discount, trace_decay)
     return found
 
 
@@ -98,7 +96,7 @@ class Book:
     def update(self, x):
         h, size = self.adam.numbers, x["reward"].size
         value, next_value = self.values[x["observation"]], self.values[x["next_observation"]]
-        target = targets_of(x, value, next_value, h["discount"], h["trace_decay"])
+        target = targets_of(x, next_value, h["discount"], h["trace_decay"])
         actor, critic = np.zeros_like(self.logits), np.zeros_like(self.values)
         metrics = {"policy_loss": 0.0, "value_loss": 0.0, "entropy": 0.0}
         for here in np.ndindex(*target.shape):
@@ -242,7 +240,7 @@ def test_with_a_shared_torso_the_gradient_is_that_of_all_losses_together(kind):
     value, next_value = (
         np.float64(outputs(state.params, experience[name])[1]) for name in ("observation", "next_observation")
     )
-    target = targets_of(experience, value, next_value, GENERIC.discount, GENERIC.trace_decay)
+    target = targets_of(experience, next_value, GENERIC.discount, GENERIC.trace_decay)
     advantage, target = (jnp.asarray(one.reshape(-1), jnp.float32) for one in (target - value, target))
     observation, action = (
         experience[name].reshape(-1, *experience[name].shape[2:]) for name in ("observation", "action")

@@ -227,7 +227,7 @@ def test_over_episodes_exact_values_teach_by_states_that_are_not_discounted_and_
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_other_values_teach_something_else_and_come_nearer(seed):
+def test_other_values_teach_something_else_unless_only_a_baseline_sets_them_apart(seed):
     mdp, logits, values = problem(seed)
     _, q = action_values(mdp, logits, 1.0)
     wrong = q + values[:, None]  # as a baseline would, what is added to all actions leaves the actor's expectation

@@ -168,7 +168,7 @@ class Book:
         self.moments = self.optimizer(0.0).init(self.params)
         self.updates, self.rate_scale = 0, 1.0
         self.norms, self.ratios_bitten, self.values_bitten = [], 0, 0
-        self.gradient = jax.jit(jax.grad(self.loss, has_aux=True))
+        self.outputs_of, self.step_of = jax.jit(self.outputs), jax.jit(self.step)
 
     def optimizer(self, rate):
         h = self.numbers
@@ -202,8 +202,8 @@ class Book:
 
     def update(self, key, steps, epochs, minibatches):
         h = self.numbers
-        policy, value = self.outputs(self.params, steps.observation)
-        _, next_value = self.outputs(self.params, steps.next_observation)
+        policy, value = self.outputs_of(self.params, steps.observation)
+        _, next_value = self.outputs_of(self.params, steps.next_observation)
         advantage = advantages_of(steps, np.float64(value), np.float64(next_value), h["discount"], h["trace_decay"])
         batch = {
             "observation": steps.observation,
@@ -232,13 +232,17 @@ class Book:
         self.updates += 1
         return metrics | {"epochs": epochs, "rate_scale": self.rate_scale}
 
+    def step(self, params, moments, batch, rate):
+        gradient, (metrics, bitten) = jax.grad(self.loss, has_aux=True)(params, batch)
+        step, moments = self.optimizer(rate).update(gradient, moments)
+        return optax.apply_updates(params, step), moments, metrics, (optax.global_norm(gradient), *bitten)
+
     def descend(self, batch, rate):
-        gradient, (metrics, bitten) = self.gradient(self.params, batch)
-        self.norms.append(float(optax.global_norm(gradient)))
-        self.ratios_bitten += int(bitten[0])
-        self.values_bitten += int(bitten[1])
-        step, self.moments = self.optimizer(rate * self.rate_scale).update(gradient, self.moments)
-        self.params = optax.apply_updates(self.params, step)
+        found = self.step_of(self.params, self.moments, batch, rate * self.rate_scale)
+        self.params, self.moments, metrics, (norm, ratios, values) = found
+        self.norms.append(float(norm))
+        self.ratios_bitten += int(ratios)
+        self.values_bitten += int(values)
         return metrics
 
 

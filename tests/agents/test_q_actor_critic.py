@@ -302,7 +302,6 @@ def test_a_first_step_that_must_wait_changes_no_parameter():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(first))
 
 
-@pytest.mark.xfail(reason="Adam goes on by its momentum, and counts the update", strict=True)
 def test_an_update_without_a_transition_to_learn_from_changes_nothing_that_was_learned():
     # An episode has just ended, and the first step of the next one must wait.
     hypers, (agent, update) = cast_hypers(GENERIC), made(1)
@@ -348,10 +347,6 @@ def test_no_action_need_be_possible_after_a_termination(truncated):
     assert all(np.isfinite(number) for number in metrics.values())
 
 
-FILLING = "what fills an empty place counts zero times its loss: NaN where that is infinite"
-
-
-@pytest.mark.xfail(reason=FILLING, strict=True)
 def test_what_fills_an_empty_place_is_not_in_the_metrics():
     _, metrics = learned_around_the_impossible()
     assert not any(np.isnan(number) for number in metrics.values()), metrics
@@ -363,14 +358,12 @@ def minus_infinity_at(*cells):
     return values
 
 
-@pytest.mark.xfail(reason=FILLING, strict=True)
 def test_what_fills_an_empty_place_may_be_worth_minus_infinity():
     # That is how an impossible action is masked where values are all there is.
     state, _ = learned_around_the_impossible(values=minus_infinity_at((0, 0)))
     assert not np.isnan(moves_of(state)).any()
 
 
-@pytest.mark.xfail(reason="the expectation multiplies -inf by a probability of zero", strict=True)
 def test_impossible_actions_may_be_worth_minus_infinity_where_the_clock_ends_an_episode():
     # As they may in losses.expected_sarsa_target, which leaves out what has no probability.
     state, _ = learned_around_the_impossible(values=minus_infinity_at((1, 2), (2, 1)))

@@ -422,7 +422,6 @@ def test_observations_may_be_trees_and_actions_continuous():
 
 IMPOSSIBLE = np.array([[-np.inf, 0, 0], [0, 0, -np.inf], [0, -np.inf, 0]])
 LAWFUL = path((0, 1, 1), (1, 0, 2), (2, 2, 4), (0, 2, 1), 1, truncated=True)
-FILLING = "a step that fills the empty window counts zero times its loss: NaN where that is infinite"
 
 
 def learned_around_the_impossible(baseline):
@@ -445,13 +444,11 @@ def test_impossible_actions_stay_so_and_nothing_turns_to_nan(baseline):
     np.testing.assert_array_equal(np.isinf(tables_of(state)[0]), np.isinf(IMPOSSIBLE))
 
 
-@pytest.mark.xfail(reason=FILLING, strict=True)
 def test_what_fills_the_empty_window_is_not_in_the_metrics():
     for _, metrics in learned_around_the_impossible(baseline=False):
         assert not any(np.isnan(number) for number in metrics.values()), metrics
 
 
-@pytest.mark.xfail(reason=FILLING, strict=True)
 def test_an_observation_in_which_nothing_is_possible_may_fill_the_window():
     # Observations say which actions are possible, as in board games; zeros say that none is.
     spec = Spec(observation=Box(shape=(2,), dtype=np.int32, low=0, high=1), action=Discrete(2), num_envs=1)
