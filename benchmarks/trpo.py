@@ -46,17 +46,14 @@ def conjugate_gradient(*, gauss_newton: bool):
         def outputs(params):
             return policy.apply(params, states)
 
-        if gauss_newton:
-            plain = trust_region.gauss_newton_product(outputs, divergence, params)
+        gauss_newton_product = trust_region.gauss_newton_product(outputs, divergence, params)
 
-            def product(vector):
-                return jax.tree.map(lambda curved, part: curved + 0.1 * part, plain(vector), vector)
-        else:
-
-            def product(vector):
-                return trust_region.fisher_vector_product(
-                    lambda params: divergence(outputs(params)), params, vector, damping=0.1
-                )
+        def product(vector):
+            if gauss_newton:
+                return jax.tree.map(lambda curved, part: curved + 0.1 * part, gauss_newton_product(vector), vector)
+            return trust_region.fisher_vector_product(
+                lambda params: divergence(outputs(params)), params, vector, damping=0.1
+            )
 
         return trust_region.conjugate_gradient(product, target, iterations=15, tolerance=0.0)
 

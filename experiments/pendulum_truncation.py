@@ -87,7 +87,7 @@ def judge(settings: Settings, treatment: str, progress: Progress | None = None) 
         episodes = rollout.start(start_key, agent, endless, params)
         keys = rollout.step_keys(step_key, EPISODE + BEYOND)
         _, experience, _ = rollout.unroll(keys, agent, state, endless, params, episodes, hypers)
-        collected = returns.discounted(experience.steps.reward, hypers.discount, jnp.zeros(WALKS))
+        collected = returns.discounted(experience.steps.reward, jnp.asarray(hypers.discount), jnp.zeros(WALKS))
         value = network.value(state.params, experience.steps.observation[:EPISODE])
         return jnp.mean(value, axis=1), jnp.mean(collected[:EPISODE], axis=1)
 
