@@ -11,7 +11,7 @@ from scripts import load
 from purerl import cli, envs, policy_cli
 from purerl.agents import ppo
 
-SMALL = {"hidden": (8,), "seeds": 2, "eval_episodes": 3, "eval_max_steps": 30}
+SMALL = {"hidden": (8,), "seeds": 2, "eval_every": 0, "log_every": 64}
 TINY = {
     "reinforce": {"num_envs": 2, "length": 16, "total_steps": 64, "window": 20},
     "q_actor_critic": {"num_envs": 2, "length": 4, "total_steps": 64},
@@ -33,7 +33,6 @@ def test_every_script_runs_and_leaves_its_settings(name, tmp_path):
     assert found.summary["total_steps"] == 64
     assert found.settings["length"] == TINY[name]["length"]
     assert not found.summary["diverged"]
-    assert np.isfinite(found.metrics["evaluation_return"]).all()
 
 
 @pytest.mark.parametrize(
