@@ -48,14 +48,11 @@ def test_the_mean_over_seeds_is_what_it_should_be(script, env, steps, seeds, lea
 @pytest.mark.parametrize(
     ("script", "settings", "least"),
     [
-        ("reinforce", {"total_steps": 30_000}, 60),
-        ("a2c", {"total_steps": 30_000}, 100),
-        ("q_actor_critic", {"total_steps": 40_000}, 50),
         ("ppo", {"total_steps": 40_000}, 200),
         ("trpo", {"total_steps": 20_000}, 150),
     ],
 )
 def test_each_learns_to_balance_a_pole_a_little(script, settings, least, tmp_path):
-    """The miniature of the above; a random policy scores 23."""
+    """The miniature of the above; a random policy scores 23. The others learn small things in tests of their own."""
     summary = run(tmp_path / "run", script, seeds=2, eval_every=0, **settings)
     assert np.mean(summary["episode_return"]["per_seed"]) > least
