@@ -46,7 +46,7 @@ class Body(eqx.Module):
         self.layers = [eqx.nn.Linear(in_features, 64, key=one), eqx.nn.Linear(64, 64, key=two)]
         self.out_features = 64
 
-    def __call__(self, x):
+    def __call__(self, x, **_):
         for layer in self.layers:
             x = jax.nn.tanh(layer(x))
         return x
@@ -81,13 +81,16 @@ def acting():
     env, agent, hypers = parts()
     run = jax.jit(lambda key: loop.begin(key, agent, env, hypers))(jax.random.key(0))
 
-    def one(episodes, key):
-        keys = rollout.step_keys(key, LENGTH)
-        episodes, experience, _ = rollout.unroll(keys, agent, run.agent, env, env.params, episodes, hypers)
-        return episodes, jnp.sum(experience.steps.reward)
+    @jax.jit
+    def act(run, key, hypers):
+        def one(episodes, key):
+            keys = rollout.step_keys(key, LENGTH)
+            episodes, experience, _ = rollout.unroll(keys, agent, run.agent, env, env.params, episodes, hypers)
+            return episodes, jnp.sum(experience.steps.reward)
 
-    act = jax.jit(lambda run, key: jax.lax.scan(one, run.episodes, jax.random.split(key, UPDATES)))
-    return lambda: act(run, jax.random.key(1))
+        return jax.lax.scan(one, run.episodes, jax.random.split(key, UPDATES))
+
+    return lambda: act(run, jax.random.key(1), hypers)
 
 
 def products():

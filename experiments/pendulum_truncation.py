@@ -32,7 +32,7 @@ class Settings:
     """The flags."""
 
     seeds: int = 10  # independent runs of each treatment
-    total_steps: int = 200_000  # environment steps per seed
+    total_steps: int = 100_000  # environment steps per seed
     num_envs: int = 4  # environments stepped together
     length: int = 512  # steps that each of them takes between updates
     seed: int = 0  # what all keys are made of
