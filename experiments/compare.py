@@ -91,7 +91,9 @@ def picture(runs: dict[str, results.Result], path: Path, *, title: str) -> None:
     figure = plots.new_figure(8.0, 5.0)
     axes = figure.add_subplot()
     most = max(run.metrics["environment_steps"].max() for run in runs.values())
-    points = np.linspace(0, most, 51)[1:]
+    # At least two rows to a point: agents with long rollouts have fewer rows, and a point without one is a hole.
+    rows = min(run.metrics["environment_steps"].shape[1] for run in runs.values())
+    points = np.linspace(0, most, max(2, min(51, rows // 2)))[1:]
     curves = {name: _at(points, run.metrics) for name, run in runs.items()}
     plots.comparison(axes, points, curves, xlabel="environment steps", ylabel="episode return in training")
     axes.set_title(f"{title}, means and 95 % intervals", loc="left", fontsize=12, fontweight="bold")
