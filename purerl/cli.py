@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tyro
 
-from purerl import driver, envs, loop, optimizers, plots, results, scores
+from purerl import driver, envs, loop, optimizers, plots, reports, results
 from purerl.base import Spec, cast_hypers
 from purerl.metrics import Progress
 
@@ -149,7 +149,7 @@ def run(
     print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps", flush=True)
     with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
         outcome = _drive(settings, plan, env, hypers, env_params, eval_env if settings.eval_every else None, progress)
-    summary = _summary(settings, outcome, agent, hypers)
+    summary = reports.summarise(outcome, agent=agent, env=settings.env, hypers=hypers)
     metrics = outcome.metrics
     if settings.eval_every:
         steps = np.broadcast_to(outcome.evaluation_steps, outcome.evaluation_returns.shape[:2])
@@ -169,7 +169,7 @@ def run(
     )
     if outcome.interrupted:
         print(f"stopped by Ctrl-C after {summary['total_steps']:,} of {settings.total_steps:,} steps")
-    _report(summary, directory)
+    reports.show(summary, directory)
     return results.load_run(directory)
 
 
@@ -250,56 +250,3 @@ def _env_params(env: envs.Env, changes: dict[str, Any] | None) -> Any:
             kind = "a whole number" if own.dtype.kind == "i" else f"{own.dtype} of shape {own.shape}"
             raise ValueError(f"env_params.{name} is {value!r}; {env.name} takes {kind}")
     return dataclasses.replace(env.params, **arrays)
-
-
-def _summary(settings: Settings, outcome: driver.Outcome, agent: str, hypers: Any) -> dict[str, Any]:
-    metrics = outcome.metrics
-    steps = int(metrics["environment_steps"][0, -1])
-    rows = metrics["episodes"].shape[1]
-    last = slice(rows - max(1, rows // 10), rows)
-    episodes = metrics["episodes"][:, last]
-    with np.errstate(invalid="ignore"):  # a seed without a finished episode has no return
-        returns = np.nansum(metrics["episode_return"][:, last] * episodes, axis=1) / episodes.sum(axis=1)
-    evaluation = None
-    if outcome.evaluation_returns.size:
-        final = outcome.evaluation_returns[:, -1]
-        unfinished = (~outcome.evaluation_finished[:, -1]).sum(axis=1)
-        evaluation = {"episodes": final.shape[1], "unfinished": unfinished.tolist()}
-        evaluation |= scores.summary(np.where(outcome.diverged, np.nan, final.mean(axis=1)))
-    return {
-        "agent": agent,
-        "env": settings.env,
-        "seeds": settings.seeds,
-        "total_steps": steps,
-        "hypers": dataclasses.asdict(hypers),
-        "episode_return": scores.summary(np.where(outcome.diverged, np.nan, returns)),
-        "evaluation": evaluation,
-        "diverged": np.flatnonzero(outcome.diverged).tolist(),
-        "seconds": {"compile": outcome.compile_seconds, "run": outcome.run_seconds},
-        "steps_per_second": settings.seeds * steps / outcome.run_seconds,
-        "versions": results.versions(),
-    }
-
-
-def _report(summary: dict[str, Any], directory: Path) -> None:
-    def line(name: str, score: dict[str, Any]) -> str:
-        if score["iqm"] is None:
-            return f"{name}: none"
-        low, high = score["ci95"]
-        interval = "" if low is None else f", 95 % interval {low:.1f} to {high:.1f}"
-        return f"{name}: mean {score['mean']:.1f}, interquartile mean {score['iqm']:.1f}{interval}"
-
-    seconds = summary["seconds"]
-    print(line("training return, last tenth", summary["episode_return"]))
-    if summary["evaluation"]:
-        print(
-            line(
-                f"greedy return, {summary['evaluation']['episodes']} episodes a seed",
-                summary["evaluation"],
-            )
-        )
-    print(
-        f"{summary['steps_per_second']:,.0f} steps/s "
-        f"({seconds['compile']:.1f} s to compile, {seconds['run']:.1f} s to run)"
-    )
-    print(f"results in {directory}: summary.json, metrics.npz, settings.json, learning_curve.png")

@@ -57,7 +57,7 @@ def comparison(axes: Axes, x: ArrayLike, returns: Mapping[str, ArrayLike], *, xl
         axes.fill_between(points, low, high, color=color, alpha=0.25, linewidth=0)
     axes.set_xlabel(xlabel, color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
-    axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="lower right")
+    axes.legend(fontsize=9, labelcolor=TEXT, loc="best", framealpha=0.85, edgecolor="none")
     _style_frame(axes)
 
 

@@ -21,8 +21,9 @@ LEVELS = {
     **dict.fromkeys(["agents", "rollout"], 3),
     **dict.fromkeys(["loop", "evaluate", "sweep"], 4),
     **dict.fromkeys(["driver", "export", "play", "launch"], 5),
-    "cli": 6,
-    "policy_cli": 7,
+    "reports": 6,
+    "cli": 7,
+    "policy_cli": 8,
 }
 # Forbidden even where lower: so any agent runs under any environment, loop or mesh.
 FORBIDDEN = {

@@ -229,9 +229,10 @@ def test_dueling_values_are_those_of_the_paper(hidden):
     inputs = np.random.default_rng(0).normal(size=(2, 6, 4))
     features = inputs
     assert len(below) == (len(hidden) > 1)
-    for mlp in below.values():
-        assert len(mlp) == len(hidden) - 1
-        features = np.tanh(by_hand(mlp, inputs, np.tanh))
+    for torso in below.values():
+        assert torso.keys() == {"MLP_0"}
+        assert len(torso["MLP_0"]) == len(hidden) - 1
+        features = np.tanh(by_hand(torso["MLP_0"], inputs, np.tanh))
     value, advantage = (by_hand(head, features, np.tanh) for head in (value_head, advantage_head))
     assert len(value_head) == len(advantage_head) == min(len(hidden), 1) + 1
     assert np.ptp(value) > 0.1
@@ -294,13 +295,15 @@ def test_action_values_of_pictures_are_layers_on_convolutions(dueling):
     network = action_values(pictures_spec(5, 6, 2), (8,), nn.tanh, filters=(4, 3), dueling=dueling)
     params = network.init(jax.random.key(0), jnp.zeros((5, 6, 2)))
     images = jax.random.normal(jax.random.key(1), (7, 5, 6, 2))
-    features = np.asarray(xla(params["params"]["Convolutions_0"], images)).reshape(7, -1)
+    torso = params["params"]["Torso_0"]
+    features = np.asarray(xla(torso["Convolutions_0"], images)).reshape(7, -1)
     assert features.shape == (7, 1 * 2 * 3)
     if dueling:
         _, value, advantage = (head for head in heads(params, 3))
         advantages = by_hand(advantage, features, np.tanh)
         expected = by_hand(value, features, np.tanh) + advantages - advantages.mean(axis=-1, keepdims=True)
     else:
+        features = np.tanh(by_hand(torso["MLP_0"], features, np.tanh))
         expected = by_hand(params["params"]["MLP_0"], features, np.tanh)
     found = network.apply(params, images)
     np.testing.assert_allclose(found, expected, atol=1e-5)

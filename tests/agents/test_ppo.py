@@ -10,17 +10,14 @@ import numpy as np
 import optax
 import pytest
 import rlax
+from agents.heads import ACTIONS, DIMENSIONS, FEATURES, KINDS, NUM_ENVS, apart, log_prob_of, networks_of, spec_of
 
 from purerl import actor_critic, envs, networks, rollout
 from purerl.agents import ppo
-from purerl.base import Box, Discrete, Network, Rollout, Spec, Transition, cast_hypers, pytree_dataclass
+from purerl.base import Network, Rollout, Transition, cast_hypers, pytree_dataclass
 from purerl.distributions import Categorical, Gaussian
 
-TIME, NUM_ENVS, FEATURES, ACTIONS, DIMENSIONS = 6, 4, 3, 4, 2
-KINDS = {
-    "categorical": Discrete(ACTIONS),
-    "gaussian": Box(shape=(DIMENSIONS,), dtype=np.float32, low=-1.0, high=1.0),
-}
+TIME = 6
 over_kinds = pytest.mark.parametrize("kind", KINDS)
 
 # Every number counts: that each limit bites is seen to below. Not so small an epsilon, because Adam by itself is blind
@@ -43,23 +40,6 @@ GENERIC = ppo.Hypers(
     rate_adaptation=1.5,
     target_kl=0.01,
 )
-
-
-def spec_of(kind):
-    return Spec(
-        observation=Box(shape=(FEATURES,), dtype=np.float32, low=-np.inf, high=np.inf),
-        action=KINDS[kind],
-        num_envs=NUM_ENVS,
-    )
-
-
-def networks_of(kind, shared=False):
-    """Actor, critic and torso."""
-    spec = spec_of(kind)
-    if not shared:
-        return networks.policy(spec, (5,)), networks.state_values(spec, (5,)), None
-    torso = networks.torso(spec, (5,))
-    return networks.policy(torso.spec, ()), networks.state_values(torso.spec, ()), torso.network
 
 
 def made(kind="categorical", shared=False, *, epochs=2, minibatches=2, normalize_advantages=True):
@@ -121,19 +101,7 @@ def changed(**numbers):
     return dataclasses.replace(GENERIC, **numbers)
 
 
-def apart(one, other):
-    """The largest difference between two pytrees."""
-    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), one, other)
-    return float(max(jax.tree.leaves(differences)))
-
-
 # --- written again --------------------------------------------------------------------------------------------------
-
-
-def log_prob_of(policy, action):
-    if isinstance(policy, Gaussian):
-        return jax.scipy.stats.norm.logpdf(action, policy.mean, jnp.exp(policy.log_deviation)).sum(axis=-1)
-    return jnp.take_along_axis(jax.nn.log_softmax(policy.logits), action[..., None], axis=-1)[..., 0]
 
 
 def entropy_of(policy):

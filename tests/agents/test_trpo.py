@@ -9,19 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from agents.heads import ACTIONS, DIMENSIONS, FEATURES, KINDS, NUM_ENVS, apart, log_prob_of, networks_of, spec_of
 from jax.flatten_util import ravel_pytree
 
-from purerl import actor_critic, networks, trust_region
+from purerl import actor_critic, trust_region
 from purerl.actor_critic import Params
 from purerl.agents import trpo
-from purerl.base import Box, Discrete, Rollout, Spec, Transition, cast_hypers
+from purerl.base import Rollout, Transition, cast_hypers
 from purerl.distributions import Gaussian
 
-TIME, NUM_ENVS, FEATURES, ACTIONS, DIMENSIONS = 16, 4, 3, 3, 2
-KINDS = {
-    "categorical": Discrete(ACTIONS),
-    "gaussian": Box(shape=(DIMENSIONS,), dtype=np.float32, low=-1.0, high=1.0),
-}
+TIME = 16
 over_kinds = pytest.mark.parametrize("kind", KINDS)
 over_torsos = pytest.mark.parametrize("shared", [False, True])
 COUNTS = {"cg_iterations": 10, "max_backtracks": 10, "critic_epochs": 3, "critic_minibatches": 4}
@@ -40,23 +37,6 @@ GENERIC = trpo.Hypers(
     damping=0.02,
     backtrack_coefficient=0.7,
 )
-
-
-def spec_of(kind):
-    return Spec(
-        observation=Box(shape=(FEATURES,), dtype=np.float32, low=-np.inf, high=np.inf),
-        action=KINDS[kind],
-        num_envs=NUM_ENVS,
-    )
-
-
-def networks_of(kind, shared):
-    """Actor, critic and torso."""
-    spec = spec_of(kind)
-    if not shared:
-        return networks.policy(spec, (5,)), networks.state_values(spec, (5,)), None
-    torso = networks.torso(spec, (5,))
-    return networks.policy(torso.spec, ()), networks.state_values(torso.spec, ()), torso.network
 
 
 def made(kind="categorical", shared=False, **counts):
@@ -107,12 +87,6 @@ def learn(experience, hypers=GENERIC, state=None, kind="categorical", shared=Fal
     return before, *update(jax.random.key(0), before, experience, cast_hypers(hypers))
 
 
-def apart(one, other):
-    """The largest difference between two pytrees."""
-    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), one, other)
-    return float(max(jax.tree.leaves(differences)))
-
-
 # --- written again --------------------------------------------------------------------------------------------------
 
 
@@ -127,12 +101,6 @@ def policy_of(kind, shared, params, observation):
 
 def value_of(kind, shared, params, observation):
     return networks_of(kind, shared)[1].apply(params.critic, features_of(kind, shared, params, observation))
-
-
-def log_prob_of(policy, action):
-    if isinstance(policy, Gaussian):
-        return jax.scipy.stats.norm.logpdf(action, policy.mean, jnp.exp(policy.log_deviation)).sum(axis=-1)
-    return jnp.take_along_axis(jax.nn.log_softmax(policy.logits), action[..., None], axis=-1)[..., 0]
 
 
 def kl_of(old, new):
