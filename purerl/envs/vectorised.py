@@ -194,20 +194,18 @@ def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> t
         return jax.vmap(one)(jax.random.split(key, num_envs))
 
     def step(key: Key[Array, ""], state: PyTree, action: PyTree, params: PyTree):
-        step_key, reset_key = jax.random.split(key)
-
         def one(key, state, action):
             observation, state, reward, terminated, _ = environment.step_env(key, state, action, params)
             truncated = environment.is_truncated(state, params)
             return *types.cast(observation, state), *_signals(reward, terminated, truncated)
 
-        keys = jax.random.split(step_key, num_envs)
+        keys = jax.random.split(jax.random.split(key)[0], num_envs)
         action = _possible(environment, action.astype(types.action), params)
         next_observation, state, reward, terminated, truncated = jax.vmap(one)(keys, state, action)
         ended = terminated | truncated
         observation, state = jax.lax.cond(
             jnp.any(ended),
-            lambda: where(ended, reset(reset_key, params), (next_observation, state)),
+            lambda: where(ended, reset(jax.random.split(key)[1], params), (next_observation, state)),
             lambda: (next_observation, state),
         )
         return observation, state, reward, terminated, truncated, next_observation
