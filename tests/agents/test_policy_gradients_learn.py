@@ -22,6 +22,13 @@ CLAIMS = [
     ("ppo_minatar", "Breakout-MinAtar", 10_000_000, 3, 23, 1000),
 ]
 
+# Environment, steps, seeds, and by how much PPO is better for normalised observations and scaled returns, at least.
+GAINS = [
+    ("MountainCarContinuous-v0", 300_000, 5, 80),
+    ("Pendulum-v1", 500_000, 5, 300),
+    ("CartPole-v1", 200_000, 5, 0),  # not hurt
+]
+
 
 def run(directory, script, **settings):
     experiment = load(script)
@@ -43,6 +50,24 @@ def test_the_mean_over_seeds_is_what_it_should_be(script, env, steps, seeds, lea
     assert steps <= summary["total_steps"] < 1.01 * steps
     assert len(evaluation["per_seed"]) == seeds
     assert least <= evaluation["mean"] <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env", "steps", "seeds", "gain"), GAINS)
+def test_normalisation_helps_where_it_should_and_hurts_nowhere(env, steps, seeds, gain, tmp_path, slow_result):
+    def evaluation(on):
+        switches = {"normalize_observations": on, "scale_returns": on}
+        settings = {"env": env, "total_steps": steps, "seeds": seeds, "eval_episodes": 100} | switches
+        return run(tmp_path / str(on), "ppo", **settings)["evaluation"]
+
+    found = {on: evaluation(on) for on in (True, False)}
+    slow_result(
+        "; ".join(
+            f"{'with' if on else 'without'} it {one['mean']:.1f}, IQM [{one['ci95'][0]:.1f}, {one['ci95'][1]:.1f}]"
+            for on, one in found.items()
+        )
+    )
+    assert found[True]["mean"] >= found[False]["mean"] + gain
 
 
 @pytest.mark.parametrize(
