@@ -203,9 +203,11 @@ def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> t
         action = _possible(environment, action.astype(types.action), params)
         next_observation, state, reward, terminated, truncated = jax.vmap(one)(keys, state, action)
         ended = terminated | truncated
+        # Split once more in there, and not beside the steps' keys: where no episode ends that is spared, too.
+        again = jax.random.clone(key)
         observation, state = jax.lax.cond(
             jnp.any(ended),
-            lambda: where(ended, reset(jax.random.split(key)[1], params), (next_observation, state)),
+            lambda: where(ended, reset(jax.random.split(again)[1], params), (next_observation, state)),
             lambda: (next_observation, state),
         )
         return observation, state, reward, terminated, truncated, next_observation
