@@ -1,4 +1,4 @@
-"""All agents on one environment, by the defaults of their scripts: learning curves with intervals on one picture.
+"""Eight agents on one environment, by the defaults of their scripts: learning curves with intervals on one picture.
 
 An agent that cannot have the environment (tables need numbered states, DQN and QAC discrete actions) is left out, and
 says why.
@@ -78,11 +78,13 @@ def main(settings: Settings) -> None:
     picture(runs, directory / "compare.png", title=f"{settings.env}, {settings.seeds} seeds")
     print()
     for name, run in runs.items():
-        score = run.summary["evaluation"]
+        score, diverged = run.summary["evaluation"], len(run.summary["diverged"])
         low, high = score["ci95"]
+        mean = "none" if score["iqm"] is None else f"{score['iqm']:.1f}"
         interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+        without = f"   without {diverged} seeds that diverged" if diverged else ""
         speed = run.summary["steps_per_second"]
-        print(f"{name:12s} greedy return, interquartile mean {score['iqm']:8.1f}{interval}   {speed:12,.0f} steps/s")
+        print(f"{name:12s} greedy return, interquartile mean {mean:>8s}{interval}   {speed:12,.0f} steps/s{without}")
     print(f"results in {directory}: compare.png, and a folder for each agent")
 
 

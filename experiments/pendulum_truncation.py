@@ -22,7 +22,7 @@ from purerl.base import Agent, Rollout, cast_hypers, require_count
 from purerl.metrics import Progress
 
 EPISODE = 200  # steps after which Pendulum's clock stops
-BEYOND = 1_000  # steps over which rewards are collected after each of them: .99 to the 1000 is 4e-5
+NEGLIGIBLE = 4e-5  # what the discount comes to after all the steps over which rewards are collected
 WALKS = 32  # pendulums per seed
 TREATMENTS = "bootstraps where the clock ended", "takes the clock's end for termination"
 
@@ -42,6 +42,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in {"seeds": 2, "total_steps": 1, "num_envs": 1, "length": 1, "seed": 0}.items():
             require_count(name, getattr(self, name), least=least)
+        least = 10 * self.num_envs * EPISODE
+        if self.total_steps < least:
+            raise ValueError(f"total_steps is {self.total_steps}; it takes ten episodes in each environment, {least}")
+        if not 0.0 < self.hypers.discount < 1.0:
+            raise ValueError(f"hypers.discount is {self.hypers.discount}; without an end it takes one below 1, above 0")
 
 
 class Judged(NamedTuple):
@@ -63,15 +68,24 @@ def blind(agent: Agent) -> Agent:
     return agent._replace(update=update)
 
 
-def judge(settings: Settings, treatment: str, progress: Progress | None = None) -> Judged:
-    """Train all seeds with a treatment, and hold their critics against what their policies go on to collect."""
-    env, endless = envs.make("Pendulum-v1", settings.num_envs), envs.make("Pendulum-v1", WALKS)
+def made(settings: Settings) -> tuple[envs.Env, ActorCritic, Agent]:
+    """Return environment, networks and agent. Raises ValueError where they do not fit together."""
+    env = envs.make("Pendulum-v1", settings.num_envs)
     network = ActorCritic(networks.policy(env.spec), networks.state_values(env.spec))
     agent = trpo.trpo(env.spec, network.actor, network.critic)
+    cli.require_fitting([driver.Phase(agent, settings.total_steps)], env, settings.hypers, settings.length)
+    return env, network, agent
+
+
+def judge(settings: Settings, treatment: str, progress: Progress | None = None) -> Judged:
+    """Train all seeds with a treatment, and hold their critics against what their policies go on to collect."""
+    env, network, agent = made(settings)
+    endless = envs.make("Pendulum-v1", WALKS)
     hypers = cast_hypers(settings.hypers)
-    keys = driver.seed_keys(settings.seed, settings.seeds)
+    beyond = int(np.ceil(np.log(NEGLIGIBLE) / np.log(settings.hypers.discount)))
+    training_keys, walk_keys = jax.vmap(jax.random.split, out_axes=1)(driver.seed_keys(settings.seed, settings.seeds))
     outcome = driver.drive(
-        keys,
+        training_keys,
         [driver.Phase(agent if treatment == TREATMENTS[0] else blind(agent), settings.total_steps)],
         env,
         hypers,
@@ -79,21 +93,24 @@ def judge(settings: Settings, treatment: str, progress: Progress | None = None) 
         log_every=max(1, settings.total_steps // 10),
         progress=progress,
     )
-    params = dataclasses.replace(endless.params, max_steps_in_episode=jnp.int32(10 * BEYOND))
+    params = dataclasses.replace(endless.params, max_steps_in_episode=jnp.int32(2 * (EPISODE + beyond)))
 
     @jax.jit
     def walk(key, state):
         start_key, step_key = jax.random.split(key)
         episodes = rollout.start(start_key, agent, endless, params)
-        keys = rollout.step_keys(step_key, EPISODE + BEYOND)
+        keys = rollout.step_keys(step_key, EPISODE + beyond)
         _, experience, _ = rollout.unroll(keys, agent, state, endless, params, episodes, hypers)
         collected = returns.discounted(experience.steps.reward, jnp.asarray(hypers.discount), jnp.zeros(WALKS))
         value = network.value(state.params, experience.steps.observation[:EPISODE])
         return jnp.mean(value, axis=1), jnp.mean(collected[:EPISODE], axis=1)
 
-    walks = [walk(jax.random.fold_in(key, 1), outcome.run(seed).agent) for seed, key in enumerate(keys)]
+    kept = [seed for seed in range(settings.seeds) if not outcome.diverged[seed]]
+    if len(kept) < settings.seeds:
+        print(f"{treatment}: {settings.seeds - len(kept)} seeds diverged and are left out")
+    walks = [walk(walk_keys[seed], outcome.run(seed).agent) for seed in kept]
     value, collected = (np.stack(rows) for rows in zip(*walks, strict=True))
-    return Judged(value, collected, outcome.metrics["episode_return"][:, -1])
+    return Judged(value, collected, outcome.metrics["episode_return"][kept, -1])
 
 
 def describe(judged: Judged) -> dict[str, Any]:
@@ -124,6 +141,7 @@ def main(settings: Settings) -> None:
     """Train with both treatments, print a table, save the picture."""
     try:
         cli.require_finite(settings.hypers)
+        made(settings)
         directory = results.create(settings.out or results.default_directory("pendulum_truncation", "Pendulum-v1"))
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error

@@ -6,7 +6,7 @@ import dataclasses
 
 from purerl import cli, policy_cli, results
 from purerl.agents import ppo
-from purerl.base import Spec
+from purerl.base import Agent, Spec
 from purerl.driver import Phase
 
 
@@ -28,17 +28,20 @@ class Settings(policy_cli.Settings):
 
 def phases(settings: Settings, spec: Spec) -> list[Phase]:
     """Return the one phase of a run."""
-    actor, critic, torso = policy_cli.networks_of(settings, spec)
-    agent = ppo.ppo(
-        spec,
-        actor,
-        critic,
-        torso=torso,
-        epochs=settings.epochs,
-        minibatches=settings.minibatches,
-        normalize_advantages=settings.normalize_advantages,
-    )
-    return [Phase(policy_cli.normalized(settings, agent, spec), settings.total_steps)]
+
+    def agent_for(spec: Spec) -> Agent:
+        actor, critic, torso = policy_cli.networks_of(settings, spec)
+        return ppo.ppo(
+            spec,
+            actor,
+            critic,
+            torso=torso,
+            epochs=settings.epochs,
+            minibatches=settings.minibatches,
+            normalize_advantages=settings.normalize_advantages,
+        )
+
+    return [Phase(policy_cli.normalized(settings, agent_for, spec), settings.total_steps)]
 
 
 def main(settings: Settings) -> results.Result:

@@ -6,7 +6,7 @@ import dataclasses
 
 from purerl import cli, policy_cli, results
 from purerl.agents import reinforce
-from purerl.base import Spec
+from purerl.base import Agent, Spec
 from purerl.driver import Phase
 
 
@@ -28,15 +28,18 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
     """Return the one phase of a run. Raises ValueError for a shared torso, which REINFORCE has no use for."""
     if settings.shared_torso:
         raise ValueError("shared_torso is True; reinforce takes networks that are apart")
-    actor, critic, _ = policy_cli.networks_of(settings, spec)
-    agent = reinforce.reinforce(
-        spec,
-        actor,
-        critic if settings.baseline else None,
-        window=settings.window,
-        discount_states=settings.discount_states,
-    )
-    return [Phase(policy_cli.normalized(settings, agent, spec), settings.total_steps)]
+
+    def agent_for(spec: Spec) -> Agent:
+        actor, critic, _ = policy_cli.networks_of(settings, spec)
+        return reinforce.reinforce(
+            spec,
+            actor,
+            critic if settings.baseline else None,
+            window=settings.window,
+            discount_states=settings.discount_states,
+        )
+
+    return [Phase(policy_cli.normalized(settings, agent_for, spec), settings.total_steps)]
 
 
 def main(settings: Settings) -> results.Result:

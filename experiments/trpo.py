@@ -6,7 +6,7 @@ import dataclasses
 
 from purerl import cli, policy_cli, results
 from purerl.agents import trpo
-from purerl.base import Spec
+from purerl.base import Agent, Spec
 from purerl.driver import Phase
 
 
@@ -21,23 +21,27 @@ class Settings(policy_cli.Settings):
     max_backtracks: int = 10  # lengths that the line search tries
     critic_epochs: int = 20  # passes of the critic over each rollout
     critic_minibatches: int = 16  # parts that such a pass cuts it into
-    hypers: trpo.Hypers = trpo.Hypers()
+    # A learning_rate_horizon of 0 is the whole run.
+    hypers: trpo.Hypers = trpo.Hypers(learning_rate_horizon=0.0)
 
 
 def phases(settings: Settings, spec: Spec) -> list[Phase]:
     """Return the one phase of a run."""
-    actor, critic, torso = policy_cli.networks_of(settings, spec)
-    agent = trpo.trpo(
-        spec,
-        actor,
-        critic,
-        torso=torso,
-        cg_iterations=settings.cg_iterations,
-        max_backtracks=settings.max_backtracks,
-        critic_epochs=settings.critic_epochs,
-        critic_minibatches=settings.critic_minibatches,
-    )
-    return [Phase(policy_cli.normalized(settings, agent, spec), settings.total_steps)]
+
+    def agent_for(spec: Spec) -> Agent:
+        actor, critic, torso = policy_cli.networks_of(settings, spec)
+        return trpo.trpo(
+            spec,
+            actor,
+            critic,
+            torso=torso,
+            cg_iterations=settings.cg_iterations,
+            max_backtracks=settings.max_backtracks,
+            critic_epochs=settings.critic_epochs,
+            critic_minibatches=settings.critic_minibatches,
+        )
+
+    return [Phase(policy_cli.normalized(settings, agent_for, spec), settings.total_steps)]
 
 
 def main(settings: Settings) -> results.Result:

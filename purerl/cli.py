@@ -139,7 +139,7 @@ def run(
         env_params = _env_params(env, settings.env_params)
         plan = phases(env.spec)
         require_finite(hypers)
-        _require_fitting(plan, env, hypers, settings.length)
+        require_fitting(plan, env, hypers, settings.length)
         settings = _effective(settings, env_params, sum(phase.steps for phase in plan))
         directory = results.create(settings.out or results.default_directory(agent, settings.env))
         settings = dataclasses.replace(settings, out=directory)
@@ -173,8 +173,8 @@ def run(
     return results.load_run(directory)
 
 
-def _require_fitting(plan: Sequence[driver.Phase], env: envs.Env, hypers: Any, length: int) -> None:
-    """Let every agent see, in shapes alone, what it will be handed: it refuses what does not suit it."""
+def require_fitting(plan: Sequence[driver.Phase], env: envs.Env, hypers: Any, length: int) -> None:
+    """Let every agent see, in shapes alone, what it will be handed: a ValueError for what does not suit it."""
     for phase in plan:
         jax.eval_shape(
             lambda key, agent=phase.agent: loop.train(key, agent, env, hypers, iterations=1, length=length),

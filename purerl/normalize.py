@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from purerl.base import Agent, Box, Rollout, Spec, pytree_dataclass, require_num_envs
@@ -94,9 +95,22 @@ def normalized(moments: Moments, value: Float[Array, "*batch"]) -> Float[Array, 
     return jnp.clip((value - moments.mean) * jax.lax.rsqrt(moments.variance + 1e-8), -_LARGEST, _LARGEST)
 
 
+def normalized_spec(spec: Spec) -> Spec:
+    """Return what an agent within `with_observation_norm` observes: arrays are float32, whatever they were.
+
+    An agent that keeps observations of its own (REINFORCE, QAC) must be made for this spec, and any other may be.
+    """
+
+    def seen(space: Any) -> Any:
+        return Box(space.shape, np.dtype(np.float32), -_LARGEST, _LARGEST) if isinstance(space, Box) else space
+
+    return spec._replace(observation=jax.tree.map(seen, spec.observation))
+
+
 def with_observation_norm(agent: Agent, spec: Spec) -> Agent:
     """Return `agent` seeing observations less their running mean and divided by their running deviation.
 
+    `spec` is the environment's; `agent` is one for `normalized_spec(spec)`.
     Integers (`Discrete`) stay as they are. During a rollout the moments are fixed, and what is learned from it is
     normalised by those that acted; after each update those of all steps so far take their place. Until the first one
     observations are seen as they come, within 10. Raises ValueError where there is no array to normalise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -45,8 +46,9 @@ def networks_of(settings: Settings, spec: Spec) -> Networks:
     return Networks(actor, networks.state_values(torso.spec, ()), torso.network)
 
 
-def normalized(settings: Settings, agent: Agent, spec: Spec) -> Agent:
-    """Return `agent` with the normalisation that the settings ask for."""
+def normalized(settings: Settings, agent_for: Callable[[Spec], Agent], spec: Spec) -> Agent:
+    """Return the agent that `agent_for` makes for what it will observe, with the normalisation that is asked for."""
+    agent = agent_for(normalize.normalized_spec(spec) if settings.normalize_observations else spec)
     if settings.scale_returns:
         agent = normalize.with_return_scaling(agent, spec)
     if settings.normalize_observations:

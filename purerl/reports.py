@@ -51,15 +51,15 @@ def show(summary: dict[str, Any], directory: Path) -> None:
         interval = "" if low is None else f", 95 % interval {low:.1f} to {high:.1f}"
         return f"{name}: mean {score['mean']:.1f}, interquartile mean {score['iqm']:.1f}{interval}"
 
-    seconds = summary["seconds"]
+    seconds, diverged = summary["seconds"], summary["diverged"]
+    if diverged:
+        print(f"DIVERGED, and left out below: {len(diverged)} of {summary['seeds']} seeds, {diverged}")
     print(line("training return, last tenth", summary["episode_return"]))
     if summary["evaluation"]:
-        print(
-            line(
-                f"greedy return, {summary['evaluation']['episodes']} episodes a seed",
-                summary["evaluation"],
-            )
-        )
+        evaluation = summary["evaluation"]
+        print(line(f"greedy return, {evaluation['episodes']} episodes a seed", evaluation))
+        if sum(evaluation["unfinished"]):
+            print(f"of these {sum(evaluation['unfinished'])} were not finished, and count with what they had")
     print(
         f"{summary['steps_per_second']:,.0f} steps/s "
         f"({seconds['compile']:.1f} s to compile, {seconds['run']:.1f} s to run)"

@@ -59,8 +59,10 @@ def test_the_flags_make_the_networks_and_wrappers_that_they_name():
     assert shared.torso is not None
 
     def state(**flags):
-        agent = ppo.ppo(spec, separate.actor, separate.critic)
-        wrapped = policy_cli.normalized(policy_cli.Settings(**flags), agent, spec)
+        def agent_for(spec):
+            return ppo.ppo(spec, separate.actor, separate.critic)
+
+        wrapped = policy_cli.normalized(policy_cli.Settings(**flags), agent_for, spec)
         return jax.eval_shape(wrapped.init, jax.random.key(0), ppo.Hypers())
 
     assert isinstance(state(), ppo.State)
@@ -72,6 +74,7 @@ def test_the_flags_make_the_networks_and_wrappers_that_they_name():
 def test_what_a_script_cannot_run_is_told_in_a_sentence(tmp_path):
     for name, settings, sentence in [
         ("ppo", {"minibatches": 3}, "minibatches is 3, which does not divide the 16 steps"),
+        ("ppo", {"minibatches": 16}, "minibatches is 16, of one step each: normalize_advantages takes two or more"),
         ("reinforce", {"shared_torso": True}, "reinforce takes networks that are apart"),
         ("q_actor_critic", {"env": "Pendulum-v1"}, "needs a discrete action space"),
         ("a2c", {"squash": True}, "squash takes an action space with finite bounds"),
@@ -107,6 +110,26 @@ def test_the_points_of_a_comparison_are_means_over_the_episodes_up_to_them():
     }
     found = compare._at(np.array([20.0, 40.0]), metrics)
     np.testing.assert_allclose(found, [[7.0, np.nan], [1.0, 6.0]])
+
+
+def test_observations_of_other_types_are_normalised_for_agents_that_keep_them(tmp_path):
+    """REINFORCE keeps what it observed, and FourRooms shows integers in an array: the moments make floats of them."""
+    found = run("reinforce", tmp_path / "run", env="FourRooms-misc", normalize_observations=True)
+    assert not found.summary["diverged"]
+
+
+def test_what_the_truncation_script_cannot_run_is_told_before_it_makes_a_directory(tmp_path):
+    script = load("pendulum_truncation")
+    hypers = dataclasses.replace(script.Settings().hypers, discount=1.0)
+    for settings, sentence in [
+        ({"total_steps": 7_999}, "total_steps is 7999; it takes ten episodes in each environment, 8000"),
+        ({"hypers": hypers}, "hypers.discount is 1.0; without an end it takes one below 1"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            script.Settings(**settings)
+    with pytest.raises(cli.BadInput, match="critic_minibatches is 8, which does not divide the 12 steps"):
+        script.main(script.Settings(length=3, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_critic_that_takes_the_clock_for_termination_is_off_and_purerl_s_is_not():

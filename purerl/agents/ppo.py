@@ -25,8 +25,9 @@ class Hypers(optimizers.Hypers):
     value_clip: float = 1000.0  # the same for values; so large it does not bite
     value_weight: float = 0.5
     entropy_weight: float = 0.01
-    # No further epoch once KL(old‖new) is beyond: the mean over an epoch's minibatches, each before its own step. Where
-    # it shall bite .02 is usual.
+    # No further epoch once KL(old‖new) is beyond: the mean over an epoch's minibatches, each before its own step (so it
+    # is 0 with one epoch of one minibatch, and neither this nor adaptation means anything). Where it shall bite .02 is
+    # usual.
     max_kl: float = 1.0
     # The rate is divided by `rate_adaptation` after an update whose last epoch had KL > 2 target_kl, multiplied after
     # one of KL < target_kl / 2, up to a hundredfold either way; 1 leaves it alone, 1.5 is usual.
@@ -72,7 +73,8 @@ def ppo(
 
     by `epochs` passes over each rollout, shuffled anew into `minibatches`, with generalised advantage estimates A
     (of mean 0 and deviation 1 in each minibatch if `normalize_advantages`). With a `torso` both networks read its
-    features. Raises ValueError for counts below one, and while tracing for rollouts that minibatches do not divide.
+    features. Raises ValueError for counts below one, and while tracing for rollouts that minibatches do not divide, or
+    divide into steps by themselves if their advantages are to be normalised.
     """
     require_count("epochs", epochs)
     require_count("minibatches", minibatches)
@@ -120,6 +122,8 @@ def ppo(
         size = rollout.steps.reward.size
         if size % minibatches:
             raise ValueError(f"minibatches is {minibatches}, which does not divide the {size} steps of a rollout")
+        if normalize_advantages and size == minibatches:
+            raise ValueError(f"minibatches is {minibatches}, of one step each: normalize_advantages takes two or more")
         batch = batch_of(state.params, rollout.steps, hypers)
 
         def descend(carry, minibatch):

@@ -48,7 +48,7 @@ class State:
 
     params: Params
     optimizer: Any
-    updates: Any  # int32: those in which there was something to learn from
+    updates: Any  # int32: rollouts
     pending: Pending
 
 
@@ -150,8 +150,7 @@ def reinforce(
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(episodes > 0, new, old), learned, (state.params, state.optimizer)
         )
-        updates = state.updates + jnp.int32(episodes > 0)
-        state = State(params=params, optimizer=optimizer, updates=updates, pending=pending)
+        state = State(params=params, optimizer=optimizer, updates=state.updates + 1, pending=pending)
         return state, metrics | {"excluded": jnp.float32(excluded)}
 
     return Agent(init=init, start=no_memory, act=network.act(), update=update)

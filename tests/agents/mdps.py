@@ -223,12 +223,13 @@ class Adam:
         self.count, self.first, self.second = 0, 0.0, 0.0
         self.norms = []  # before clipping
 
-    def steps(self, gradients):
+    def steps(self, gradients, updates=None):
+        """Return the steps; `updates` is how many came before, those without a step too."""
         h, sizes = self.numbers, [np.size(one) for one in gradients]
         gradient = np.concatenate([np.ravel(one) for one in gradients])
         self.norms.append(np.linalg.norm(gradient))
         gradient = gradient * min(1.0, h["max_gradient_norm"] / self.norms[-1]) if self.norms[-1] else gradient
-        share = min(1.0, self.count / h["learning_rate_horizon"])
+        share = min(1.0, (self.count if updates is None else updates) / h["learning_rate_horizon"])
         rate = h["learning_rate"] + share * (h["learning_rate_end"] - h["learning_rate"])
         self.count += 1
         self.first = h["adam_b1"] * self.first + (1 - h["adam_b1"]) * gradient
