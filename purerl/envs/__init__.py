@@ -2,16 +2,52 @@
 
 import gymnax
 
-from purerl.envs.gridworlds import CliffWalking, WindyGridworld
+from purerl.envs.chains import BairdsCounterexample, Gambler, RandomWalk, ShortCorridor
+from purerl.envs.finite import FiniteEnvironment, enumerate_mdp, tabular_mdp
+from purerl.envs.gridworlds import CliffWalking, CornerGridworld, JumpingGridworld, WindyGridworld
+from purerl.envs.mazes import DynaMaze
 from purerl.envs.textbook import MaximizationBias
 from purerl.envs.vectorised import Env, make, names
 
-__all__ = ["CliffWalking", "Env", "MaximizationBias", "WindyGridworld", "make", "names", "register"]
+__all__ = [
+    "OWN",
+    "BairdsCounterexample",
+    "CliffWalking",
+    "CornerGridworld",
+    "DynaMaze",
+    "Env",
+    "FiniteEnvironment",
+    "Gambler",
+    "JumpingGridworld",
+    "MaximizationBias",
+    "RandomWalk",
+    "ShortCorridor",
+    "WindyGridworld",
+    "enumerate_mdp",
+    "make",
+    "names",
+    "register",
+    "tabular_mdp",
+]
+
+
+OWN = (
+    BairdsCounterexample,
+    CliffWalking,
+    CornerGridworld,
+    DynaMaze,
+    Gambler,
+    JumpingGridworld,
+    MaximizationBias,
+    RandomWalk,
+    ShortCorridor,
+    WindyGridworld,
+)
 
 
 def register() -> None:
     """Make purerl's own environments known to `gymnax.make`, each once: it refuses a name that it knows."""
-    for environment in (CliffWalking, WindyGridworld, MaximizationBias):
+    for environment in OWN:
         name = f"{environment.__name__}-purerl"
         if name not in gymnax.registered_envs:  # notebooks import again
             gymnax.register(name, environment)

@@ -1,4 +1,4 @@
-"""Two gridworlds of Sutton & Barto, chapter 6, which gymnax lacks: CliffWalking and WindyGridworld.
+"""The gridworlds of Sutton & Barto, which gymnax lacks: of chapters 3, 4, 6 and 8.
 
 A cell (row, column) has the index row * columns + column, row 0 on top. Moves are numbered as
 gymnasium numbers those of its CliffWalking, and then clockwise:
@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnax.environments import environment, spaces
+from gymnax.environments import environment
 from jaxtyping import Array, Bool, Float, Int
+
+from purerl.envs.finite import EnvState, FiniteEnvironment, Outcomes, certain
 
 UP, RIGHT, DOWN, LEFT = range(4)
 # (change of row, change of column) of each action in the table above.
@@ -25,14 +27,6 @@ WIND = (0, 0, 0, 1, 1, 1, 2, 2, 1, 0)
 
 
 # The fields of a pytree also hold axes and shapes (vmap's in_axes, eval_shape): not type-checked.
-@no_type_check
-@struct.dataclass
-class EnvState(environment.EnvState):
-    """The agent's cell as its index, and the steps since the reset: both int32 [] arrays."""
-
-    position: jax.Array
-
-
 @no_type_check
 @struct.dataclass
 class EnvParams(environment.EnvParams):
@@ -50,55 +44,43 @@ class CliffWalkingParams(EnvParams):
     cliff_reward: float | jax.Array = -100.0
 
 
-# Observation, state, reward, terminated, info.
-Step = tuple[Int[Array, ""], EnvState, Float[Array, ""], Bool[Array, ""], dict[str, Array]]
-
-
-class _Gridworld(environment.Environment[EnvState, EnvParams]):
-    """What the two share: one start, one goal, the cell's index as observation."""
+class Gridworld(FiniteEnvironment):
+    """What they share: cells, one start, one goal, the cell's index as observation."""
 
     rows: int
     columns: int
     start: int
     goal: int
-    _num_actions: int = 4
-    # gymnax declares these as properties.
-    name = property(lambda self: f"{type(self).__name__}-purerl")
-    num_actions = property(lambda self: self._num_actions)
+    num_states = property(lambda self: self.rows * self.columns)
     default_params = property(lambda self: EnvParams())
 
-    def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Int[Array, ""], EnvState]:
-        # Strongly typed, or the carry of a scan would change its type after the first step.
-        state = EnvState(time=jnp.int32(0), position=jnp.int32(self.start))
-        return self.observe(key, state, None, params), state
+    def starts(self, params: Any) -> int:
+        del params
+        return self.start
 
-    def observe(self, key: jax.Array, state: EnvState, action: Any, params: EnvParams) -> jax.Array:
-        del key, action, params
-        return state.position
-
-    def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
+    def is_terminated(self, state: EnvState, params: Any) -> Bool[Array, ""]:
         del params
         return state.position == self.goal
 
-    def action_space(self, params: EnvParams | None = None) -> spaces.Discrete:
-        del params
-        return spaces.Discrete(self.num_actions)
+    def moved(self, position: Int[Array, ""], action: Int[Array, ""]) -> tuple[Array, Array]:
+        """Return (row, column) after one of the first four moves, within the grid."""
+        # Comparisons instead of a look-up of MOVES: all is fused into one elementwise kernel.
+        down = jnp.where(action == DOWN, 1, jnp.where(action == UP, -1, 0))
+        right = jnp.where(action == RIGHT, 1, jnp.where(action == LEFT, -1, 0))
+        row, column = self.cell(position)
+        return jnp.clip(row + down, 0, self.rows - 1), jnp.clip(column + right, 0, self.columns - 1)
 
-    def observation_space(self, params: EnvParams | None = None) -> spaces.Discrete:
-        del params
-        return spaces.Discrete(self.rows * self.columns)
+    def cell(self, position: Int[Array, ""]) -> tuple[Array, Array]:
+        """Return (row, column) of an index."""
+        return position // self.columns, position % self.columns
 
-    def _arrive(self, state: EnvState, row, column, reward, params: EnvParams) -> Step:
-        """Ends a step of `state` in the cell (row, column)."""
-        state = EnvState(time=state.time + 1, position=row * self.columns + column)
-        terminated = self.is_terminated(state, params)
-        discount = jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
-        # astype, because a parameter that is a Python float would make the reward weakly typed.
-        reward = jnp.asarray(reward).astype(jnp.float32)
-        return state.position, state, reward, terminated, {"discount": discount}
+    def index(self, row: Int[Array, "*K"], column: Int[Array, "*K"]) -> Int[Array, "*K"]:
+        """Return the index of a cell, or of the nearest one if it is beyond the grid."""
+        row, column = jnp.clip(row, 0, self.rows - 1), jnp.clip(column, 0, self.columns - 1)
+        return row * self.columns + column
 
 
-class CliffWalking(_Gridworld):
+class CliffWalking(Gridworld):
     """The cliff of S&B Example 6.6, 4 x 12 cells: from (3, 0) to (3, 11) along the cliff between.
 
     | the move leads to     | next cell | reward                    | terminated |
@@ -114,20 +96,14 @@ class CliffWalking(_Gridworld):
     rows, columns, start, goal = 4, 12, 36, 47
     default_params = property(lambda self: CliffWalkingParams())
 
-    def step_env(self, key: jax.Array, state: EnvState, action: Any, params: Any) -> Step:
-        del key
-        # Comparisons instead of a look-up of MOVES: all is fused into one elementwise kernel.
-        down = jnp.where(action == DOWN, 1, jnp.where(action == UP, -1, 0))
-        right = jnp.where(action == RIGHT, 1, jnp.where(action == LEFT, -1, 0))
-        row = jnp.clip(state.position // self.columns + down, 0, self.rows - 1)
-        column = jnp.clip(state.position % self.columns + right, 0, self.columns - 1)
+    def outcomes(self, position: Int[Array, ""], action: Int[Array, ""], params: Any) -> Outcomes:
+        row, column = self.moved(position, action)
         fell = (row == self.rows - 1) & (column > 0) & (column < self.columns - 1)
         column = jnp.where(fell, 0, column)  # the start is in the cliff's own row
-        reward = jnp.where(fell, params.cliff_reward, params.step_reward)
-        return self._arrive(state, row, column, reward, params)
+        return certain(self.index(row, column), jnp.where(fell, params.cliff_reward, params.step_reward))
 
 
-class WindyGridworld(_Gridworld):
+class WindyGridworld(Gridworld):
     """The windy gridworld of S&B Example 6.5, 7 x 10 cells: from (3, 0) to (3, 7), -1 a step.
 
         row' = clip(row + move_row - wind(column), 0, 6)
@@ -147,14 +123,75 @@ class WindyGridworld(_Gridworld):
         self.stochastic_wind = stochastic_wind
         self._num_actions = 4 + 4 * kings_moves + with_stay
 
-    def step_env(self, key: jax.Array, state: EnvState, action: Any, params: Any) -> Step:
-        row, column = state.position // self.columns, state.position % self.columns
-        move = jnp.asarray(np.array(MOVES, np.int32))[action]
+    def outcomes(self, position: Int[Array, ""], action: Int[Array, ""], params: Any) -> Outcomes:
+        row, column = self.cell(position)
+        down, right = jnp.moveaxis(jnp.asarray(np.array(MOVES, np.int32))[action], -1, 0)
         wind = jnp.asarray(np.array(WIND, np.int32))[column]
-        if self.stochastic_wind:
-            # The remainder of 32 bits is uniform to 2^-32, in one draw where randint takes two.
-            gust = (jax.random.bits(key, dtype=jnp.uint32) % 3).astype(jnp.int32) - 1
-            wind = wind + jnp.where(wind > 0, gust, 0)
-        row = jnp.clip(row + move[0] - wind, 0, self.rows - 1)
-        column = jnp.clip(column + move[1], 0, self.columns - 1)
-        return self._arrive(state, row, column, params.step_reward, params)
+        gusts = jnp.array([-1, 0, 1]) if self.stochastic_wind else jnp.zeros(1, jnp.int32)
+        blown = self.index(
+            row + down - wind - jnp.where(wind > 0, gusts, 0), jnp.broadcast_to(column + right, gusts.shape)
+        )
+        alike = jnp.full(gusts.shape, 1 / gusts.size)
+        return Outcomes(blown, alike, jnp.full(gusts.shape, params.step_reward))
+
+
+class CornerGridworld(Gridworld):
+    """The 4 x 4 gridworld of S&B Example 4.1: -1 a step until one of two opposite corners, 0 and 15, is reached.
+
+    Episodes start in any other cell, all alike. Observation: int32 [], the cell's index in 0..15. Actions 0..3.
+    """
+
+    rows, columns = 4, 4
+
+    def starts(self, params: Any) -> Float[Array, " S"]:
+        del params
+        return jnp.full(16, 1 / 14).at[jnp.array([0, 15])].set(0.0)
+
+    def is_terminated(self, state: EnvState, params: Any) -> Bool[Array, ""]:
+        del params
+        return (state.position == 0) | (state.position == 15)
+
+    def outcomes(self, position: Int[Array, ""], action: Int[Array, ""], params: Any) -> Outcomes:
+        return certain(self.index(*self.moved(position, action)), params.step_reward)
+
+
+@no_type_check
+@struct.dataclass
+class JumpingGridworldParams(environment.EnvParams):
+    """Traced numbers: what leaving the grid costs, and what the two jumps bring; and a time limit, the only end."""
+
+    max_steps_in_episode: int | jax.Array = 1_000
+    wall_reward: float | jax.Array = -1.0
+    first_reward: float | jax.Array = 10.0
+    second_reward: float | jax.Array = 5.0
+
+
+class JumpingGridworld(Gridworld):
+    """The 5 x 5 gridworld of S&B Example 3.5, which never ends.
+
+    | in          | any action leads to | reward                |
+    |-------------|---------------------|-----------------------|
+    | A, (0, 1)   | A', (4, 1)          | `first_reward` (10)   |
+    | B, (0, 3)   | B', (2, 3)          | `second_reward` (5)   |
+
+    Elsewhere moves give 0, and those beyond the grid `wall_reward` (-1) and no move. Episodes start in any cell, all
+    alike. Observation: int32 [], the cell's index in 0..24. Actions 0..3.
+    """
+
+    rows, columns = 5, 5
+    default_params = property(lambda self: JumpingGridworldParams())
+
+    def starts(self, params: Any) -> Float[Array, " S"]:
+        del params
+        return jnp.full(25, 1 / 25)
+
+    def is_terminated(self, state: EnvState, params: Any) -> Bool[Array, ""]:
+        del state, params
+        return jnp.bool_(False)
+
+    def outcomes(self, position: Int[Array, ""], action: Int[Array, ""], params: Any) -> Outcomes:
+        there = self.index(*self.moved(position, action))
+        reward = jnp.where(there == position, params.wall_reward, 0.0)
+        for jump, target, gain in ((1, 21, params.first_reward), (3, 13, params.second_reward)):
+            there, reward = jnp.where(position == jump, target, there), jnp.where(position == jump, gain, reward)
+        return certain(there, reward)
