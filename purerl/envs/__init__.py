@@ -4,10 +4,10 @@ import gymnax
 
 from purerl.envs.chains import BairdsCounterexample, Gambler, RandomWalk, ShortCorridor
 from purerl.envs.finite import FiniteEnvironment, enumerate_mdp, tabular_mdp
-from purerl.envs.gridworlds import CliffWalking, CornerGridworld, JumpingGridworld, WindyGridworld
+from purerl.envs.gridworlds import CliffWalking, CornerGridworld, JumpingGridworld, WindyGridworld, grid_of
 from purerl.envs.mazes import DynaMaze
 from purerl.envs.textbook import MaximizationBias
-from purerl.envs.vectorised import Env, make, names
+from purerl.envs.vectorised import Env, create, make, names
 
 __all__ = [
     "OWN",
@@ -23,7 +23,9 @@ __all__ = [
     "RandomWalk",
     "ShortCorridor",
     "WindyGridworld",
+    "create",
     "enumerate_mdp",
+    "grid_of",
     "make",
     "names",
     "register",

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, no_type_check
 
-import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,8 @@ from gymnax.environments.misc.frozen_lake import START, FrozenLake
 from gymnax.environments.misc.frozen_lake import EnvState as LakeState
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from purerl.base import require_count
+from purerl.envs.vectorised import create
 from purerl.mdps import MDP, Successors, Transitions, require_mdp, require_probabilities
 
 
@@ -116,15 +117,16 @@ def enumerate_mdp(env: str | environment.Environment, params: Any = None, **kwar
     Known are purerl's own (every `FiniteEnvironment`) and gymnax's FrozenLake; `planning` solves the arrays on which
     agents then act. Time limits are no part of them. Raises TypeError for other environments.
     """
-    made = gymnax.make(env, **kwargs)[0] if isinstance(env, str) else env
+    made = create(env, **kwargs)
     params = made.default_params if params is None else params
     if isinstance(made, FrozenLake):
         states, starts, outcomes = made.n_states, int(jnp.argmax(made.desc.reshape(-1) == START)), _on_ice(made, params)
     elif isinstance(made, FiniteEnvironment):
         states, starts, outcomes = made.num_states, made.starts(params), partial(made.outcomes, params=params)
     else:
-        name = getattr(made, "name", made)
-        raise TypeError(f"{name!r} cannot be enumerated; it takes a FiniteEnvironment of purerl.envs, or FrozenLake")
+        raise TypeError(
+            f"{made.name!r} cannot be enumerated; it takes a FiniteEnvironment of purerl.envs, or FrozenLake"
+        )
     position, action = jnp.arange(states), jnp.arange(made.num_actions)
     found = jax.vmap(jax.vmap(outcomes, (None, 0)), (0, None))(position, action)
     probability = jnp.asarray(found.probability, jnp.float32)
@@ -212,6 +214,7 @@ def tabular_mdp(
     arrays are the environment's parameters. Raises ValueError for what is no MDP.
     """
     require_mdp(transition, reward, terminal, 0.0)
+    require_count("max_steps", max_steps)
     states = len(reward)
     if np.ndim(start) == 0:
         if not 0 <= int(start) < states:

@@ -8,13 +8,14 @@ gymnasium numbers those of its CliffWalking, and then clockwise:
 | move   | up | right | down | left | up-right | down-right | down-left | up-left | stay |
 """
 
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gymnax.environments import environment
+from gymnax.environments.misc.frozen_lake import FrozenLake
 from jaxtyping import Array, Bool, Float, Int
 
 from purerl.envs.finite import EnvState, FiniteEnvironment, Outcomes, certain
@@ -195,3 +196,20 @@ class JumpingGridworld(Gridworld):
         for jump, target, gain in ((1, 21, params.first_reward), (3, 13, params.second_reward)):
             there, reward = jnp.where(position == jump, target, there), jnp.where(position == jump, gain, reward)
         return certain(there, reward)
+
+
+class Grid(NamedTuple):
+    """How the states of an environment lie in the plane: state row * columns + column, and where actions lead."""
+
+    rows: int
+    columns: int
+    moves: tuple[tuple[int, int], ...]  # of each action: (change of row, change of column)
+
+
+def grid_of(env: environment.Environment) -> Grid | None:
+    """Return the grid that an environment's states form, purerl's or FrozenLake's; None if they form none."""
+    if isinstance(env, Gridworld):
+        return Grid(env.rows, env.columns, MOVES[: env.num_actions])
+    if isinstance(env, FrozenLake):
+        return Grid(env.nrow, env.ncol, (MOVES[LEFT], MOVES[DOWN], MOVES[RIGHT], MOVES[UP]))
+    return None

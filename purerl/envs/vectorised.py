@@ -62,7 +62,7 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     is observed (in a hundred random steps), TypeError for another object.
     """
     require_count("num_envs", num_envs)
-    environment = _create(env, kwargs)
+    environment = create(env, **kwargs)
     params = jax.tree.map(_as_array, environment.default_params)
     types = _Types(environment, params)
     if observation_dtype is not None:
@@ -83,7 +83,11 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     )
 
 
-def _create(env: str | Environment, kwargs: dict[str, Any]) -> Environment:
+def create(env: str | Environment, **kwargs: Any) -> Environment:
+    """Return one gymnax environment, by name (with its constructor's `kwargs`) or as it is.
+
+    Raises ValueError for an unknown name (with the near misses) or wrong `kwargs`, TypeError for another object.
+    """
     if isinstance(env, str):
         if env not in names():
             near = difflib.get_close_matches(env, names(), n=3, cutoff=0.4)
