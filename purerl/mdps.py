@@ -83,7 +83,7 @@ def require_mdp(transition: Any, reward: Any, terminal: Any, discount: Any, poli
         _require_ends(transition, ended, policy)
 
 
-def require_probabilities(name: str, rows: np.ndarray) -> None:
+def require_probabilities(name: str, rows: Float[np.ndarray, "*batch K"]) -> None:
     """Raise a ValueError unless numbers [..., K] are probabilities that sum to one."""
     if not rows.size:
         return

@@ -166,7 +166,7 @@ def test_what_is_no_mdp_makes_no_environment(changes, sentence):
 
 
 def test_what_cannot_be_enumerated_says_so():
-    with pytest.raises(TypeError, match="'CartPole-v1' cannot be enumerated; it takes a FiniteEnvironment"):
+    with pytest.raises(TypeError, match=r"'CartPole-v1' cannot be enumerated; it takes an envs.FiniteEnvironment"):
         envs.enumerate_mdp("CartPole-v1")
     with pytest.raises(ValueError, match="maze is 'labyrinth'; it takes dyna, blocking, shortcut"):
         envs.DynaMaze("labyrinth")
