@@ -51,7 +51,7 @@ def draw_grid(axes: Axes, grid: Any, mdp: MDP, solution: planning.Solution) -> N
     middle = np.nanmin(value) + 0.5 * (np.nanmax(value) - np.nanmin(value))
     best = np.asarray(planning.optimal_actions(solution.action_value))
     for state in np.flatnonzero(inside):
-        row, column = divmod(state, grid.columns)
+        row, column = divmod(int(state), grid.columns)
         if mdp.terminal[state]:
             axes.text(column, row, "end", ha="center", va="center", fontsize=8, color=plots.TEXT)
             continue
@@ -66,9 +66,10 @@ def draw_grid(axes: Axes, grid: Any, mdp: MDP, solution: planning.Solution) -> N
     axes.set(xticks=[], yticks=[])
 
 
-def draw_chain(axes: Axes, solution: planning.Solution) -> None:
-    """Draw V* over the numbers of the states."""
-    axes.plot(np.arange(len(solution.value)), solution.value, ".-", color=plots.LINE, linewidth=1)
+def draw_chain(axes: Axes, mdp: MDP, solution: planning.Solution) -> None:
+    """Draw V* over the numbers of the states, but for those where episodes end."""
+    value = np.where(mdp.terminal, np.nan, solution.value)
+    axes.plot(np.arange(len(value)), value, ".-", color=plots.LINE, linewidth=1)
     axes.set(xlabel="state", ylabel="V*")
 
 
@@ -90,11 +91,15 @@ def main(settings: Settings) -> None:
     if grid:
         draw_grid(axes, grid, mdp, solution)
     else:
-        draw_chain(axes, solution)
+        draw_chain(axes, mdp, solution)
     axes.set_title(f"{settings.env}, $\\gamma$ = {settings.discount:g}", loc="left", fontsize=10, color=plots.TEXT)
     plots.save(figure, directory / "optimal_policy.png")
-    arrays = {"value": solution.value, "action_value": solution.action_value, "policy": solution.policy}
-    np.savez(directory / "solution.npz", **{name: np.asarray(array) for name, array in arrays.items()})
+    np.savez(
+        directory / "solution.npz",
+        value=np.asarray(solution.value),
+        action_value=np.asarray(solution.action_value),
+        policy=np.asarray(solution.policy),
+    )
     print(f"results in {directory}: optimal_policy.png, solution.npz")
 
 

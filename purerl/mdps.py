@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from purerl.base import pytree_dataclass
@@ -67,7 +68,7 @@ def require_mdp(transition: Any, reward: Any, terminal: Any, discount: Any, poli
                 f"{name} has the shape {shape}; beside {states} states x {actions} actions it takes {wanted[name]}"
             )
     arguments = transition, reward, terminal, discount, policy
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return
     ended = np.asarray(terminal)
     if not 0.0 <= float(discount) <= 1.0:

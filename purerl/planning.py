@@ -8,14 +8,20 @@ and, without discount, for states from which no episode ends.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from purerl.mdps import Successors, Transitions, require_mdp
+
+Given = ParamSpec("Given")
+Number = Float[Array, ""] | float
+Count = Int[Array, ""] | int
 
 
 class Solution(NamedTuple):
@@ -36,7 +42,7 @@ def action_values(
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
 ) -> Float[Array, "S A"]:
     """Return q(s, a) = r(s, a) + gamma sum_s' p(s'|s, a) v(s'), and 0 in terminal states (S&B equation 4.6)."""
     value = jnp.where(terminal, 0.0, value)
@@ -53,7 +59,7 @@ def bellman_expectation(
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
 ) -> Float[Array, " S"]:
     """Return sum_a pi(a|s) q(s, a): one sweep of policy evaluation, all states at once (S&B equation 4.5)."""
     return jnp.sum(policy * action_values(value, transition, reward, terminal, discount), axis=-1)
@@ -64,42 +70,56 @@ def bellman_optimality(
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
 ) -> Float[Array, " S"]:
     """Return max_a q(s, a): one sweep of value iteration, all states at once (S&B equation 4.10)."""
     return jnp.max(action_values(value, transition, reward, terminal, discount), axis=-1)
 
 
-def optimal_actions(action_value: Float[Array, "S A"], tolerance: float = 1e-5) -> Bool[Array, "S A"]:
+def optimal_actions(action_value: Float[Array, "S A"], tolerance: Number = 1e-5) -> Bool[Array, "S A"]:
     """Return whether q(s, a) is the largest of its state, but for `tolerance` times the largest |q| of all."""
     slack = tolerance * jnp.max(jnp.abs(action_value))
     return action_value >= jnp.max(action_value, axis=-1, keepdims=True) - slack
 
 
-def greedy_policy(action_value: Float[Array, "S A"], tolerance: float = 1e-5) -> Float[Array, "S A"]:
+def greedy_policy(action_value: Float[Array, "S A"], tolerance: Number = 1e-5) -> Float[Array, "S A"]:
     """Return the policy that takes each of a state's optimal actions with the same probability."""
     best = jnp.asarray(optimal_actions(action_value, tolerance), action_value.dtype)
     return best / jnp.sum(best, axis=-1, keepdims=True)
 
 
+def _checked(function: Callable[Given, Solution]) -> Callable[Given, Solution]:
+    """Return `function` compiled, so that calls with arrays of the same sizes share a program, and its MDP checked."""
+    names, compiled = inspect.signature(function), jax.jit(function)
+
+    @functools.wraps(function)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Solution:
+        given = names.bind(*args, **kwargs).arguments
+        mdp = (given.get(name) for name in ("transition", "reward", "terminal", "discount", "policy"))
+        require_mdp(*mdp)  # pyright: ignore[reportCallIssue]
+        return compiled(*args, **kwargs)
+
+    return checked
+
+
 # --- the value of a policy ------------------------------------------------------------------------------------------
 
 
+@_checked
 def evaluate_policy(
     policy: Float[Array, "S A"],
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
     *,
-    tolerance: float = 1e-7,
-    max_iterations: int = 100_000,
+    tolerance: Number = 1e-7,
+    max_iterations: Count = 100_000,
 ) -> Solution:
     """Evaluate a policy by sweeps from v = 0, until none changes a value by more than `tolerance` max |v| (S&B 4.1).
 
     What is left is then up to tolerance max |v| / (1 - gamma). Raises ValueError as the module says.
     """
-    require_mdp(transition, reward, terminal, discount, policy)
     mdp = transition, reward, terminal, discount
     value, iterations = _to_rest(
         lambda value: bellman_expectation(value, policy, *mdp), jnp.zeros_like(reward[:, 0]), tolerance, max_iterations
@@ -107,12 +127,13 @@ def evaluate_policy(
     return _evaluated(value, policy, *mdp, iterations=iterations)
 
 
+@_checked
 def solve_policy(
     policy: Float[Array, "S A"],
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
 ) -> Solution:
     """Evaluate a policy by solving v = r_pi + gamma P_pi v, eliminating state after state: S^3 operations.
 
@@ -120,7 +141,6 @@ def solve_policy(
     rounding however late episodes end. (LAPACK is not called: of its batched solvers two can wait for each other for
     ever when they are vmapped on a machine with two cores.) Raises ValueError as the module says.
     """
-    require_mdp(transition, reward, terminal, discount, policy)
     mdp = transition, reward, terminal, discount
     states = jnp.arange(len(reward))
     if isinstance(transition, Successors):
@@ -146,22 +166,22 @@ def solve_policy(
     return _evaluated(gain / ends, policy, *mdp, iterations=jnp.int32(1))
 
 
+@_checked
 def solve_policy_matrix_free(
     policy: Float[Array, "S A"],
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
     *,
-    tolerance: float = 1e-6,
-    max_iterations: int = 10_000,
+    tolerance: Number = 1e-6,
+    max_iterations: Count = 10_000,
 ) -> Solution:
     """Evaluate a policy by BiCGSTAB on (I - gamma P_pi) v = r_pi: products with the matrix alone, which is never made.
 
     For many states: in place of the 1 / (1 - gamma) sweeps of `evaluate_policy` it takes about the square root of
     that. It stops once the residual is below `tolerance` max |r|. Raises ValueError as the module says.
     """
-    require_mdp(transition, reward, terminal, discount, policy)
     mdp = transition, reward, terminal, discount
     constant = bellman_expectation(jnp.zeros_like(reward[:, 0]), policy, *mdp)
 
@@ -177,7 +197,8 @@ def solve_policy_matrix_free(
 
     def more(carry):
         iterations, value = carry
-        better, _ = jax.scipy.sparse.linalg.bicgstab(matrix, constant, value, tol=0.1 * tolerance, maxiter=block)
+        tenth: Any = 0.1 * tolerance  # traced, though it is declared a float
+        better, _ = jax.scipy.sparse.linalg.bicgstab(matrix, constant, value, tol=tenth, maxiter=block)
         return iterations + block, jnp.where(jnp.all(jnp.isfinite(better)), better, value)
 
     iterations, value = jax.lax.while_loop(unfinished, more, (jnp.int32(0), constant))
@@ -193,20 +214,20 @@ def _evaluated(value: Array, policy: Array, *mdp: Any, iterations: Array) -> Sol
 # --- the optimal policy ---------------------------------------------------------------------------------------------
 
 
+@_checked
 def value_iteration(
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
     *,
-    tolerance: float = 1e-7,
-    max_iterations: int = 100_000,
+    tolerance: Number = 1e-7,
+    max_iterations: Count = 100_000,
 ) -> Solution:
     """Solve an MDP by sweeps v <- max_a q from v = 0, until none changes a value by more than `tolerance` max |v|.
 
     S&B section 4.4; what is left is then up to tolerance max |v| / (1 - gamma). Raises ValueError as the module says.
     """
-    require_mdp(transition, reward, terminal, discount)
     mdp = transition, reward, terminal, discount
     value, iterations = _to_rest(
         lambda value: bellman_optimality(value, *mdp), jnp.zeros_like(reward[:, 0]), tolerance, max_iterations
@@ -214,22 +235,22 @@ def value_iteration(
     return _solved(value, *mdp, iterations=iterations)
 
 
+@_checked
 def modified_policy_iteration(
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
     *,
-    sweeps: int = 20,
-    tolerance: float = 1e-7,
-    max_iterations: int = 100_000,
+    sweeps: Count = 20,
+    tolerance: Number = 1e-7,
+    max_iterations: Count = 100_000,
 ) -> Solution:
     """Solve an MDP by `sweeps` of evaluation between improvements (Puterman & Shin 1978); stops as `value_iteration`.
 
     It spares the maximum over actions where value iteration would take many sweeps; one iteration is an improvement
     with its sweeps. Raises ValueError as the module says.
     """
-    require_mdp(transition, reward, terminal, discount)
     mdp = transition, reward, terminal, discount
 
     def improve(value):
@@ -242,14 +263,15 @@ def modified_policy_iteration(
     return _solved(value, *mdp, iterations=iterations)
 
 
+@_checked
 def policy_iteration(
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    discount: Float[Array, ""] | float,
+    discount: Number,
     *,
-    tolerance: float = 1e-6,
-    max_iterations: int = 1_000,
+    tolerance: Number = 1e-6,
+    max_iterations: Count = 1_000,
 ) -> Solution:
     """Solve an MDP by `solve_policy` and improvement in turn, until no action is better than the policy's (S&B 4.3).
 
@@ -257,7 +279,6 @@ def policy_iteration(
     it ends where some are equally good. Undiscounted, every policy on the way must end. Raises ValueError as the module
     says.
     """
-    require_mdp(transition, reward, terminal, discount)
     mdp = transition, reward, terminal, discount
 
     def improve(carry):
@@ -286,7 +307,7 @@ def _solved(value: Array, *mdp: Any, iterations: Array) -> Solution:
 
 
 def _to_rest(
-    operator: Callable[[Array], Array], value: Array, tolerance: float, max_iterations: int
+    operator: Callable[[Array], Array], value: Array, tolerance: Number, max_iterations: Count
 ) -> tuple[Array, Array]:
     """Return (the value that `operator` leaves as it is, iterations)."""
 

@@ -124,13 +124,11 @@ def enumerate_mdp(env: str | environment.Environment, params: Any = None, **kwar
     elif isinstance(made, FiniteEnvironment):
         states, starts, outcomes = made.num_states, made.starts(params), partial(made.outcomes, params=params)
     else:
-        raise TypeError(
-            f"{made.name!r} cannot be enumerated; it takes a FiniteEnvironment of purerl.envs, or FrozenLake"
-        )
+        raise TypeError(f"{made.name!r} cannot be enumerated; it takes an envs.FiniteEnvironment, or FrozenLake")
     position, action = jnp.arange(states), jnp.arange(made.num_actions)
     found = jax.vmap(jax.vmap(outcomes, (None, 0)), (0, None))(position, action)
     probability = jnp.asarray(found.probability, jnp.float32)
-    at = EnvState(time=jnp.zeros_like(position), position=position)
+    at = EnvState(time=jnp.zeros_like(position), position=position)  # pyright: ignore[reportArgumentType]
     return MDP(
         transition=Successors(state=found.position, probability=probability),
         reward=jnp.sum(probability * found.reward, axis=-1),
@@ -205,7 +203,7 @@ def tabular_mdp(
     transition: Transitions,
     reward: Float[Array, "S A"],
     terminal: Bool[Array, " S"],
-    start: Float[Array, " S"] | int = 0,
+    start: Float[Array, "..."] | int = 0,
     max_steps: int = 1_000,
 ) -> TabularMDP:
     """Return the environment of a finite MDP, for `envs.make`: agents act on the arrays that `planning` solves.

@@ -52,7 +52,7 @@ class Gridworld(FiniteEnvironment):
     columns: int
     start: int
     goal: int
-    num_states = property(lambda self: self.rows * self.columns)
+    num_states = property(lambda self: self.rows * self.columns)  # pyright: ignore[reportAssignmentType]
     default_params = property(lambda self: EnvParams())
 
     def starts(self, params: Any) -> int:

@@ -11,9 +11,9 @@ from purerl import envs, loop, planning, tables
 from purerl.agents import double_q_learning, expected_sarsa, n_step_sarsa, q_learning, sarsa, sarsa_lambda
 from purerl.base import cast_hypers
 
-STATES, ACTIONS, DISCOUNT, EPSILON = 6, 3, 0.8, 0.3
+STATES, ACTIONS, DISCOUNT, EPSILON = 6, 3, 0.8, 0.5
 # Rates that fall: with a constant one values keep trembling where chance is at work.
-RATES = (0.3, 0.1, 0.03, 0.01, 0.003)
+RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 AGENTS = {
     "q_learning": (q_learning.q_learning, tables.Hypers),
     "double_q_learning": (double_q_learning.double_q_learning, tables.Hypers),
@@ -64,7 +64,7 @@ def test_each_comes_to_the_values_that_planning_computes(name):
         state = run.agent
         values = (state.first + state.second) / 2 if name == "double_q_learning" else state.values
         expected = best_values(*mdp, 0.0 if name in OFF_POLICY else EPSILON)
-        np.testing.assert_allclose(values[:-1], expected[:-1], atol=0.05)
+        np.testing.assert_allclose(values[:-1], expected[:-1], atol=0.1)
         # Close enough to tell one from the other.
         other = best_values(*mdp, EPSILON if name in OFF_POLICY else 0.0)
-        assert np.abs(values[:-1] - other[:-1]).max() > 0.1
+        assert np.abs(values[:-1] - other[:-1]).max() > 0.3

@@ -62,7 +62,7 @@ def test_steps_are_drawn_as_they_are_listed(env):
         _, after, reward, terminated, _ = step(keys, state, jnp.int32(action), params)
         frequency = np.bincount(after.position, minlength=len(mdp.terminal)) / draws
         probability = expected[position, action]
-        error = np.sqrt(probability * (1 - probability) / draws)
+        error = np.sqrt(probability * np.clip(1 - probability, 0, 1) / draws) + 1e-6
         assert (np.abs(frequency - probability) <= 5 * error).all()
         spread = 5 * float(np.std(reward)) / np.sqrt(draws)
         assert float(np.mean(reward)) == pytest.approx(float(mdp.reward[position, action]), abs=spread + 1e-5)
