@@ -11,6 +11,7 @@ from purerl.agents import (
     a2c,
     double_q_learning,
     dqn,
+    dyna_q,
     expected_sarsa,
     n_step_sarsa,
     ppo,
@@ -145,6 +146,7 @@ CASES = [
     _table("expected_sarsa", expected_sarsa.expected_sarsa),
     _table("double_q_learning", double_q_learning.double_q_learning),
     _table("n_step_sarsa", lambda spec: n_step_sarsa.n_step_sarsa(spec, n=3)),
+    _table("dyna_q", lambda spec: dyna_q.dyna_q(spec, planning_steps=3)),
     _table("sarsa_lambda", sarsa_lambda.sarsa_lambda, sarsa_lambda.Hypers, trace_decay=0.8),
     Case("dqn", _dqn, _DQN, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=False)),
     Case(

@@ -258,6 +258,15 @@ def test_random_mdps_are_solved_and_evaluated_exactly(sparse, discount, terminal
             assert found.residual < 1e-4
 
 
+def test_what_stands_at_a_terminal_state_counts_for_nothing():
+    transition, reward, terminal = random_mdp(0)
+    value = jnp.arange(7.0)
+    expected = planning.action_values(value.at[-1].set(0.0), transition, reward, terminal, 0.9)
+    found = planning.action_values(value.at[-1].set(jnp.nan), transition, reward.at[-1].set(jnp.nan), terminal, 0.9)
+    np.testing.assert_array_equal(found, expected)
+    assert (expected[-1] == 0).all()
+
+
 def test_all_of_equally_good_actions_are_optimal():
     mdp = envs.enumerate_mdp("CornerGridworld-purerl")
     for solve in SOLVERS:

@@ -16,6 +16,7 @@ from gymnax.environments.misc.frozen_lake import START, FrozenLake
 from gymnax.environments.misc.frozen_lake import EnvState as LakeState
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from purerl import exploration
 from purerl.base import require_count
 from purerl.envs.vectorised import create
 from purerl.mdps import MDP, Successors, Transitions, require_mdp, require_probabilities
@@ -66,7 +67,7 @@ class FiniteEnvironment(environment.Environment[EnvState, Any]):
     def reset_env(self, key: Key[Array, ""], params: Any) -> tuple[PyTree, EnvState]:
         """Draw a first state."""
         starts = self.starts(params)
-        position = jnp.int32(starts) if isinstance(starts, int) else _draw(key, starts)
+        position = jnp.int32(starts) if isinstance(starts, int) else exploration.draw(key, starts)
         # Strongly typed, or the carry of a scan would change its type after the first step.
         state = EnvState(time=jnp.int32(0), position=position)
         return self.observe(key, state, None, params), state
@@ -75,7 +76,7 @@ class FiniteEnvironment(environment.Environment[EnvState, Any]):
         """Draw one of the outcomes."""
         outcomes = self.outcomes(state.position, action, params)
         # One outcome takes no chance, and so no random number.
-        chosen = 0 if outcomes.position.shape == (1,) else _draw(key, outcomes.probability)
+        chosen = 0 if outcomes.position.shape == (1,) else exploration.draw(key, outcomes.probability)
         state = EnvState(time=state.time + 1, position=outcomes.position[chosen])
         terminated = self.is_terminated(state, params)
         discount = jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
@@ -102,13 +103,6 @@ class FiniteEnvironment(environment.Environment[EnvState, Any]):
 def certain(position: Any, reward: Any) -> Outcomes:
     """Return the one outcome of a step that leaves nothing to chance."""
     return Outcomes(jnp.reshape(position, 1), jnp.ones(1), jnp.reshape(reward, 1))
-
-
-def _draw(key: Key[Array, ""], probability: Float[Array, " K"]) -> Int[Array, ""]:
-    """Draw an index; never one of probability 0, which rounding of the sum could give to the last."""
-    reached = jnp.cumsum(probability)
-    drawn = jax.random.uniform(key, dtype=reached.dtype) * reached[-1]
-    return jnp.minimum(jnp.sum(reached <= drawn), jnp.sum(reached < reached[-1])).astype(jnp.int32)
 
 
 def enumerate_mdp(env: str | environment.Environment, params: Any = None, **kwargs: Any) -> MDP:
