@@ -84,7 +84,8 @@ def dyna_q(spec: Spec, *, planning_steps: int, explore: Explore = exploration.ep
         def back_up(values, pair, reward, terminated, next_observation):
             bootstrap = losses.bootstrap_weight(hypers.discount, terminated)
             target = losses.q_learning_target(reward, bootstrap, values[next_observation])
-            return tables.move(values, *pair, target, hypers.learning_rate)
+            observation, action = pair
+            return tables.move(values, observation, action, target, hypers.learning_rate)
 
         def learn(learned, own, step, key):
             values, model = learned
@@ -96,8 +97,8 @@ def dyna_q(spec: Spec, *, planning_steps: int, explore: Explore = exploration.ep
                 observation = model.states[jnp.int32(uniform[0] * model.count)]
                 taken = jnp.asarray(model.seen[observation], jnp.float32)
                 pair = observation, exploration.pick(uniform[1], taken / jnp.sum(taken))
-                found = model.reward[pair], model.terminated[pair], model.next_observation[pair]
-                return back_up(values, pair, *found)[0], None
+                reward, ended, following = model.reward[pair], model.terminated[pair], model.next_observation[pair]
+                return back_up(values, pair, reward, ended, following)[0], None
 
             uniform = jax.random.uniform(key, (planning_steps, 2))
             return (jax.lax.scan(plan, values, uniform)[0], model), own, jnp.abs(error)
