@@ -16,6 +16,8 @@ from purerl import envs, loop, rollout
 from purerl.base import cast_hypers
 
 NUM_ENVS, LENGTH = 3, 2
+# For tests of what does not depend on how hard the compiler tries: most of their time is the compiler's.
+CHEAP = {"xla_backend_optimization_level": "0"}
 
 over_agents = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -76,8 +78,8 @@ def test_new_numbers_are_no_new_program(case, setups):
     env, agent = setups(case)
     hypers = cast_hypers(case.hypers)
     run = loop.begin(jax.random.key(0), agent, env, hypers)
-    act = jax.jit(chex.assert_max_traces(agent.act, n=1))
-    update = jax.jit(chex.assert_max_traces(agent.update, n=1))
+    act = jax.jit(chex.assert_max_traces(agent.act, n=1), compiler_options=CHEAP)
+    update = jax.jit(chex.assert_max_traces(agent.update, n=1), compiler_options=CHEAP)
     state = run.agent
     _, experience, _ = collect((env, agent), jax.random.key(1), run, hypers)
     for number in range(3):
@@ -152,10 +154,8 @@ def test_vmap_over_seeds_and_hypers_is_the_same_as_separate_runs(case, setups):
     def program(key, hypers):
         return train(setup, key, hypers, iterations=iterations)[0].agent
 
-    # What is the same does not depend on how hard the compiler tries, and most of this test's time is the compiler's.
-    cheap = {"xla_backend_optimization_level": "0"}
-    together = jax.jit(jax.vmap(program), compiler_options=cheap)(keys, batch)
-    one = jax.jit(program, compiler_options=cheap)
+    together = jax.jit(jax.vmap(program), compiler_options=CHEAP)(keys, batch)
+    one = jax.jit(program, compiler_options=CHEAP)
     for number, (key, hypers) in enumerate(zip(keys, points, strict=True)):
         alone = one(key, hypers)
         mine = jax.tree.map(lambda leaf: leaf[number], together)  # noqa: B023
@@ -187,7 +187,8 @@ def test_truncation_bootstraps_and_termination_does_not(case):
     env = envs.make(Ends(), 4)
     agent = case.make(env.spec)
     run, _ = jax.jit(
-        lambda key: loop.train(key, agent, env, case.probe_hypers, iterations=case.probe_iterations, length=1)
+        lambda key: loop.train(key, agent, env, case.probe_hypers, iterations=case.probe_iterations, length=1),
+        compiler_options=CHEAP,
     )(jax.random.key(0))
     values = case.values(run.agent, jnp.arange(4))
     gamma = case.probe_hypers.discount

@@ -277,6 +277,9 @@ def test_all_of_equally_good_actions_are_optimal():
     values = jnp.array([[1.0, 1.0 - 1e-6, 0.9]])
     assert planning.optimal_actions(values).tolist() == [[True, True, False]]
     assert planning.optimal_actions(values, 0.2).tolist() == [[True, True, True]]
+    # The tolerance is a share of the largest value: in other units all is the same.
+    assert planning.optimal_actions(1e4 * values).tolist() == [[True, True, False]]
+    assert planning.optimal_actions(1e-4 * values).tolist() == [[True, True, False]]
 
 
 # --- transformations ------------------------------------------------------------------------------------------------
@@ -319,6 +322,13 @@ def test_a_million_states_are_evaluated_without_their_matrix():
         jnp.ones((states, 1)), mdp, jnp.ones((states, 1)), jnp.zeros(states, bool), 0.9
     )
     np.testing.assert_allclose(found.value, 10.0, rtol=1e-4)
+
+
+def test_sweeps_between_improvements_spare_improvements():
+    mdp = random_mdp(0, terminal=False)
+    many, few = (planning.modified_policy_iteration(*mdp, 0.99, sweeps=sweeps).iterations for sweeps in (1, 20))
+    assert many == planning.value_iteration(*mdp, 0.99).iterations
+    assert 10 * few < many
 
 
 def test_fewer_iterations_than_are_needed_leave_a_residual():
