@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -39,11 +40,12 @@ class Outcomes(NamedTuple):
     reward: Any
 
 
-class FiniteEnvironment(environment.Environment[EnvState, Any]):
+class FiniteEnvironment(environment.Environment[EnvState, Any], abc.ABC):
     """An environment of S states, numbered, that is all in three functions: `starts`, `outcomes` and `is_terminated`.
 
     A subclass gives them, `num_states`, and parameters with `max_steps_in_episode`. The observation is the state's
-    number, unless it says otherwise (`observe` and `observation_space`, as in gymnax).
+    number, unless it says otherwise (`observe` and `observation_space`, as in gymnax; `observe` draws nothing, the key
+    that it is given is spent).
     """
 
     num_states: int
@@ -52,17 +54,17 @@ class FiniteEnvironment(environment.Environment[EnvState, Any]):
     name = property(lambda self: f"{type(self).__name__}-purerl")
     num_actions = property(lambda self: self._num_actions)
 
+    @abc.abstractmethod
     def starts(self, params: Any) -> Float[Array, " S"] | int:
         """Return the probabilities of an episode's first state, or that state if it is always the same."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def outcomes(self, position: Int[Array, ""], action: Int[Array, ""], params: Any) -> Outcomes:
         """Return what can follow `action` in the state `position`, which is not terminal."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_terminated(self, state: EnvState, params: Any) -> Bool[Array, ""]:
         """Return whether the state ends the episode."""
-        raise NotImplementedError
 
     def reset_env(self, key: Key[Array, ""], params: Any) -> tuple[PyTree, EnvState]:
         """Draw a first state."""
