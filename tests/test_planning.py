@@ -267,6 +267,12 @@ def test_what_stands_at_a_terminal_state_counts_for_nothing():
     assert (expected[-1] == 0).all()
 
 
+def test_rows_of_terminal_states_need_be_no_probabilities():
+    transition, reward, terminal = random_mdp(0)
+    found = planning.value_iteration(transition.at[-1].set(0.0), reward, terminal, 0.9).value
+    np.testing.assert_array_equal(found, planning.value_iteration(transition, reward, terminal, 0.9).value)
+
+
 def test_all_of_equally_good_actions_are_optimal():
     mdp = envs.enumerate_mdp("CornerGridworld-purerl")
     for solve in SOLVERS:
