@@ -27,6 +27,38 @@ class Hypers:
 
 
 @pytree_dataclass
+class Model:
+    """What followed each pair of state and action when it was last seen, and what has been seen."""
+
+    reward: Any  # float32 [S, A]
+    next_observation: Any  # int32 [S, A]
+    terminated: Any  # bool [S, A]
+    seen: Any  # bool [S, A]
+
+
+def unknown_model(states: int, actions: int) -> Model:
+    """Return a model of which nothing has been seen."""
+    table = states, actions
+    return Model(
+        reward=jnp.zeros(table, jnp.float32),
+        next_observation=jnp.zeros(table, jnp.int32),
+        terminated=jnp.zeros(table, bool),
+        seen=jnp.zeros(table, bool),
+    )
+
+
+def remember(model: Model, step: Transition) -> Model:
+    """Return the model with one transition, in the place of what followed its pair before."""
+    pair = step.observation, step.action
+    return Model(
+        reward=model.reward.at[pair].set(step.reward),
+        next_observation=model.next_observation.at[pair].set(step.next_observation),
+        terminated=model.terminated.at[pair].set(step.terminated),
+        seen=model.seen.at[pair].set(True),
+    )
+
+
+@pytree_dataclass
 class Waiting:
     """Transitions that wait for what comes after them; leaves [...]."""
 
@@ -95,6 +127,27 @@ def move(
     error = jnp.where(where, target - value, 0.0)
     # Set and not added to: so written, runs are equal to the bit, batched or alone, in whatever chunks.
     return values.at[observation, action].set(value + rate * error), error
+
+
+def move_and_count(
+    values: Float[Array, "S A"],
+    counts: Float[Array, "S A"],
+    observation: Int[Array, ""],
+    action: Int[Array, ""],
+    target: Float[Array, ""],
+    hypers: Any,
+    *,
+    where: Bool[Array, ""] | bool = True,
+) -> tuple[Float[Array, "S A"], Float[Array, "S A"], Float[Array, ""]]:
+    """Return (Q, N, error) after N(s, a) <- N(s, a) + 1, Q(s, a) <- Q(s, a) + alpha N(s, a)^-omega [target - Q(s, a)].
+
+    Alpha and omega are the `learning_rate` and `learning_rate_decay` of `hypers`: 1 and 1 make Q the average of its
+    targets, omega 0 a constant rate (S&B section 2.5; Even-Dar & Mansour 2003). As it was, and 0, unless `where`.
+    """
+    count = value_of(counts, observation, action) + where
+    rate = hypers.learning_rate * jnp.maximum(count, 1.0) ** -hypers.learning_rate_decay
+    values, error = move(values, observation, action, target, rate, where=where)
+    return values, counts.at[observation, action].set(count), error
 
 
 def one_at_a_time(

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from purerl import exploration, networks, replay, tables
+from probes import Walk
+
+from purerl import exploration, features, networks, prediction, replay, tables
 from purerl.agents import (
     a2c,
+    action_value_bandit,
     double_q_learning,
     dqn,
     dyna_q,
     expected_sarsa,
+    gradient_bandit,
+    monte_carlo_control,
     n_step_sarsa,
+    n_step_td,
     ppo,
+    prioritized_sweeping,
     q_actor_critic,
     q_learning,
     reinforce,
     sarsa,
     sarsa_lambda,
+    td_lambda,
+    thompson_sampling,
     trpo,
 )
 from purerl.base import Agent, Network, Spec
@@ -31,7 +41,7 @@ class Case(NamedTuple):
     name: str
     make: Callable[[Spec], Agent]
     hypers: Any
-    env: str  # for learning something worth comparing
+    env: Any  # a name or an environment, for learning something worth comparing
     table: bool  # exact arithmetic on a table: bit-equal where networks are equal to rounding
     probe_hypers: Any  # fast and greedy enough to solve the probe environment
     probe_iterations: int
@@ -68,7 +78,13 @@ def _dqn_values(*, dueling: bool) -> Callable[[Any, Any], Any]:
 
 
 def _table(
-    name: str, make: Callable[[Spec], Agent], hypers: type = tables.Hypers, *, probe_number: float = 0.5, **more: Any
+    name: str,
+    make: Callable[[Spec], Agent],
+    hypers: type = tables.Hypers,
+    *,
+    env: Any = "CliffWalking-purerl",
+    probe_number: float = 0.5,
+    **more: Any,
 ) -> Case:
     def values(state: Any, observation: Any) -> Any:
         if isinstance(state, double_q_learning.State):
@@ -77,7 +93,24 @@ def _table(
 
     here = hypers(**{"learning_rate": 0.3, "discount": 0.9, "exploration": 0.3, "initial_value": 0.2}, **more)
     probe = hypers(**{"learning_rate": 0.1, "discount": 0.9, "exploration": probe_number, "initial_value": 0.0}, **more)
-    return Case(name, make, here, "CliffWalking-purerl", True, probe, 2_000, values)
+    return Case(name, make, here, env, True, probe, 2_000, values)
+
+
+def _prediction(name: str, make: Callable[..., Agent], hypers: type = prediction.Hypers, **more: Any) -> Case:
+    """An agent that learns V of the uniform policy as a table."""
+
+    def made(spec: Spec) -> Agent:
+        return make(spec, features.table(spec), prediction.uniform(spec))
+
+    here = hypers(learning_rate=0.3, discount=0.9, initial_value=0.2, **more)
+    probe = hypers(learning_rate=0.1, discount=0.9, **more)
+    values = lambda state, observation: state.weights[observation][:, None]  # noqa: E731
+    return Case(name, made, here, "CliffWalking-purerl", True, probe, 2_000, values)
+
+
+def _bandit(name: str, make: Callable[[Spec], Agent], hypers: Any, values: Callable[[Any, Any], Any]) -> Case:
+    """An agent to which only the reward at hand counts."""
+    return Case(name, make, hypers, "CliffWalking-purerl", True, hypers, 2_000, values)
 
 
 def _policy(
@@ -148,6 +181,42 @@ CASES = [
     _table("n_step_sarsa", lambda spec: n_step_sarsa.n_step_sarsa(spec, n=3)),
     _table("dyna_q", lambda spec: dyna_q.dyna_q(spec, planning_steps=3)),
     _table("sarsa_lambda", sarsa_lambda.sarsa_lambda, sarsa_lambda.Hypers, trace_decay=0.8),
+    _table(
+        "prioritized_sweeping",
+        lambda spec: prioritized_sweeping.prioritized_sweeping(spec, planning_steps=3),
+        prioritized_sweeping.Hypers,
+    )._replace(
+        hypers=prioritized_sweeping.Hypers(
+            learning_rate=0.3, discount=0.9, exploration=0.3, initial_value=0.2, threshold=0.6
+        )
+    ),
+    _table(
+        "monte_carlo_control",
+        lambda spec: monte_carlo_control.monte_carlo_control(spec, window=7),
+        monte_carlo_control.Hypers,
+        env=Walk(),
+        learning_rate_decay=0.2,
+    ),
+    _prediction("td_lambda", td_lambda.td_lambda, td_lambda.Hypers, trace_decay=0.8),
+    _prediction("n_step_td", functools.partial(n_step_td.n_step_td, n=3)),
+    _bandit(
+        "action_value_bandit",
+        action_value_bandit.action_value_bandit,
+        action_value_bandit.Hypers(exploration=0.5, initial_value=0.2, learning_rate=0.9, learning_rate_decay=0.7),
+        lambda state, observation: state.values[observation],
+    ),
+    _bandit(
+        "gradient_bandit",
+        gradient_bandit.gradient_bandit,
+        gradient_bandit.Hypers(baseline=0.9),
+        lambda state, observation: state.average[observation][:, None],
+    ),
+    _bandit(
+        "thompson_sampling",
+        thompson_sampling.thompson_sampling,
+        thompson_sampling.Hypers(prior_mean=0.3, prior_deviation=9.0),
+        lambda state, observation: state.mean[observation],
+    ),
     Case("dqn", _dqn, _DQN, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=False)),
     Case(
         "dqn with options", _dqn_with_options, _WARM, "CartPole-v1", False, _DQN_PROBE, 2_000, _dqn_values(dueling=True)

@@ -13,9 +13,22 @@ PACKAGE = Path(__file__).resolve().parent.parent / "purerl"
 LEVELS = {
     "base": 0,
     **dict.fromkeys(["returns", "losses", "distributions", "exploration"], 1),
-    **dict.fromkeys(["trust_region", "mdps", "scores", "layers"], 1),
+    **dict.fromkeys(["trust_region", "mdps", "scores", "layers", "features"], 1),
     **dict.fromkeys(
-        ["planning", "networks", "tables", "actor_critic", "optimizers", "precision", "replay", "normalize", "envs"], 2
+        [
+            "planning",
+            "networks",
+            "tables",
+            "whole_episodes",
+            "prediction",
+            "actor_critic",
+            "optimizers",
+            "precision",
+            "replay",
+            "normalize",
+            "envs",
+        ],
+        2,
     ),
     **dict.fromkeys(["sharding", "distributed", "checkpoint", "metrics", "results", "plots"], 2),
     **dict.fromkeys(["agents", "rollout"], 3),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import base, losses, optimizers, returns
+from purerl import losses, optimizers, whole_episodes
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import (
     Agent,
@@ -17,7 +17,6 @@ from purerl.base import (
     pytree_dataclass,
     require_count,
     require_num_envs,
-    zeros,
 )
 
 
@@ -33,34 +32,13 @@ class Hypers(optimizers.Hypers):
 
 
 @pytree_dataclass
-class Pending:
-    """The last W steps in every environment: those of the episode under way are yet to be learned from."""
-
-    observation: Any  # [W, N, ...]
-    action: Any  # [W, N, ...]
-    reward: Any  # [W, N]
-    age: Any  # int32 [N]: steps so far of the episode under way
-
-
-@pytree_dataclass
 class State:
     """What REINFORCE learns, counts and keeps."""
 
     params: Params
     optimizer: Any
     updates: Any  # int32: rollouts
-    pending: Pending
-
-
-@pytree_dataclass
-class Stretch:
-    """The pending steps and the new ones, [W + T, N]."""
-
-    observation: Any
-    action: Any
-    time: Any  # int32: steps since the episode's start
-    target: Any  # G_t
-    included: Any  # bool: whether the step's episode is here from its start to its end
+    pending: whole_episodes.Pending
 
 
 def reinforce(
@@ -82,51 +60,14 @@ def reinforce(
 
     def init(key, hypers):
         params = network.init(key, spec)
-        shape = window, spec.num_envs
-        pending = Pending(
-            observation=zeros(spec.observation, shape),
-            action=zeros(spec.action, shape),
-            reward=jnp.zeros(shape, jnp.float32),
-            age=jnp.zeros(spec.num_envs, jnp.int32),
+        return State(
+            params=params,
+            optimizer=optimizers.start(params),
+            updates=jnp.int32(0),
+            pending=whole_episodes.nothing_pends(spec, window),
         )
-        return State(params=params, optimizer=optimizers.start(params), updates=jnp.int32(0), pending=pending)
 
-    def stretch_of(params, pending, steps, hypers):
-        """Return the stretch, what of it waits now, and how many episodes ended in it and how many are excluded."""
-        next_value = jnp.zeros_like(steps.reward)
-        if critic is not None:
-            next_value = network.value(params, steps.next_observation)
-        none = jnp.zeros_like(pending.reward)
-        past = pending.observation, pending.action, pending.reward, none > 0, none > 0, none
-        new = steps.observation, steps.action, steps.reward, steps.terminated, steps.truncated, next_value
-        joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), past, new)
-        observation, action, reward, terminated, truncated, next_value = joined
-
-        def after(age, ended):
-            return jnp.where(ended, 0, age + 1), age
-
-        age, ages = jax.lax.scan(after, pending.age, steps.terminated | steps.truncated)
-        time = jnp.concatenate([jnp.arange(window)[:, None] - window + pending.age, ages])
-        # In the places of what is learned already, and of what never was, stands a real step: nothing infinite there.
-        last = jax.tree.map(lambda leaf: leaf[-1], (observation, action))
-        observation, action = jax.vmap(base.where, (0, None, 0))(time < 0, last, (observation, action))
-        ended = terminated | truncated
-        begun = jnp.cumsum(time == 0, axis=0) > 0
-        completed = jnp.cumsum(ended[::-1], axis=0)[::-1] > 0
-        stretch = Stretch(
-            observation=observation,
-            action=action,
-            time=time,
-            target=returns.lambda_returns(
-                reward, terminated, truncated, next_value, hypers.discount, jnp.ones_like(hypers.discount)
-            ),
-            included=begun & completed,
-        )
-        observation, action, reward = jax.tree.map(lambda leaf: leaf[-window:], joined[:3])
-        pending = Pending(observation=observation, action=action, reward=reward, age=age)
-        return stretch, pending, jnp.sum(ended & begun), jnp.sum(ended & ~begun)
-
-    def loss(params, stretch, episodes, hypers):
+    def loss(params, stretch, hypers):
         policy = network.policy(params, stretch.observation)
         value = network.value(params, stretch.observation) if critic is not None else jnp.zeros_like(stretch.target)
         weight = jnp.where(stretch.included, 1.0, 0.0)
@@ -135,7 +76,7 @@ def reinforce(
         if discount_states:
             advantage *= hypers.discount ** jnp.maximum(stretch.time, 0)
         gains = losses.policy_gradient(policy.log_prob(stretch.action), advantage)
-        policy_loss = jnp.sum(weight * gains) / jnp.maximum(episodes, 1)
+        policy_loss = jnp.sum(weight * gains) / jnp.maximum(stretch.episodes, 1)
         value_loss = jnp.sum(weight * losses.squared(value - stretch.target)) / steps
         entropy = jnp.sum(weight * policy.entropy()) / steps
         total = policy_loss + hypers.value_weight * value_loss - hypers.entropy_weight * entropy
@@ -143,14 +84,17 @@ def reinforce(
 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="reinforce")
-        stretch, pending, episodes, excluded = stretch_of(state.params, state.pending, rollout.steps, hypers)
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, stretch, episodes, hypers)
+        next_value = jnp.zeros_like(rollout.steps.reward)
+        if critic is not None:
+            next_value = network.value(state.params, rollout.steps.next_observation)
+        stretch, pending = whole_episodes.extend(state.pending, rollout.steps, next_value, hypers.discount)
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, stretch, hypers)
         learned = optimizers.descend(state.params, gradient, state.optimizer, hypers, state.updates)
         # Without an episode the gradient is zero, but Adam would go on by its momentum.
         params, optimizer = jax.tree.map(
-            lambda new, old: jnp.where(episodes > 0, new, old), learned, (state.params, state.optimizer)
+            lambda new, old: jnp.where(stretch.episodes > 0, new, old), learned, (state.params, state.optimizer)
         )
         state = State(params=params, optimizer=optimizer, updates=state.updates + 1, pending=pending)
-        return state, metrics | {"excluded": jnp.float32(excluded)}
+        return state, metrics | {"excluded": jnp.float32(stretch.excluded)}
 
     return Agent(init=init, start=no_memory, act=network.act(), update=update)

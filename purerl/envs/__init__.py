@@ -2,6 +2,7 @@
 
 import gymnax
 
+from purerl.envs.bandits import Bandit
 from purerl.envs.chains import BairdsCounterexample, Gambler, RandomWalk, ShortCorridor
 from purerl.envs.finite import FiniteEnvironment, enumerate_mdp, tabular_mdp
 from purerl.envs.gridworlds import CliffWalking, CornerGridworld, JumpingGridworld, WindyGridworld, grid_of
@@ -12,6 +13,7 @@ from purerl.envs.vectorised import Env, create, make, names
 __all__ = [
     "OWN",
     "BairdsCounterexample",
+    "Bandit",
     "CliffWalking",
     "CornerGridworld",
     "DynaMaze",
@@ -35,6 +37,7 @@ __all__ = [
 
 OWN = (
     BairdsCounterexample,
+    Bandit,
     CliffWalking,
     CornerGridworld,
     DynaMaze,

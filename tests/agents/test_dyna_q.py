@@ -37,15 +37,16 @@ def test_without_planning_it_is_q_learning_to_the_bit():
 
 def test_the_model_holds_what_came_last_and_lists_each_state_once():
     steps = experience()
-    model = updated(2, steps, dyna_q.Hypers()).model
+    state = updated(2, steps, dyna_q.Hypers())
+    model = state.model
     last, order = {}, []
     for place in np.ndindex(*steps["reward"].shape):
         pair = int(steps["observation"][place]), int(steps["action"][place])
         if pair not in last:
             order += [pair[0]] * (pair[0] not in order)
         last[pair] = tuple(steps[name][place] for name in ("reward", "next_observation", "terminated"))
-    assert int(model.count) == len(order)
-    assert model.states[: len(order)].tolist() == order
+    assert int(state.count) == len(order)
+    assert state.states[: len(order)].tolist() == order
     for pair in np.ndindex(STATES, ACTIONS):
         assert bool(model.seen[pair]) == (pair in last)
         if pair in last:
