@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,15 +49,28 @@ def comparison(axes: Axes, x: ArrayLike, returns: Mapping[str, ArrayLike], *, xl
     Each is the mean over seeds with its 95 % bootstrap interval, in a colour of its own (of Okabe
     and Ito, which the colour-blind tell apart). Raises ValueError where shapes do not fit.
     """
-    for (name, values), color in zip(returns.items(), itertools.cycle(COLORS)):
+    drawn = {}
+    for name, values in returns.items():
         points, values = _checked(f"returns of {name}", "points", x, values)
-        mean, low, high = _mean_and_interval(values)
-        marker = "o" if len(points) == 1 else None
-        axes.plot(points, mean, color=color, linewidth=1.8, marker=marker, label=name, zorder=3)
-        axes.fill_between(points, low, high, color=color, alpha=0.25, linewidth=0)
+        drawn[name] = points, *_mean_and_interval(values)
+    curves(axes, drawn, xlabel=xlabel, ylabel=ylabel)
+
+
+def curves(
+    axes: Axes, drawn: Mapping[str, tuple[ArrayLike, ...]], *, xlabel: str, ylabel: str, legend: Any = "best"
+) -> None:
+    """Draws several curves into one frame: name -> (x, mean, low, high), each [points], low to high being a band.
+
+    The colours are COLORS, in order and again from the first; `legend` says where it stands, in matplotlib's words.
+    """
+    for (name, (x, mean, low, high)), color in zip(drawn.items(), itertools.cycle(COLORS)):
+        marker = "o" if len(np.atleast_1d(x)) == 1 else None
+        axes.plot(x, mean, color=color, linewidth=1.8, marker=marker, label=name, zorder=3)
+        axes.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0)
     axes.set_xlabel(xlabel, color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
-    axes.legend(fontsize=9, labelcolor=TEXT, loc="best", framealpha=0.85, edgecolor="none")
+    columns = 2 if len(drawn) > 4 else 1
+    axes.legend(fontsize=9, labelcolor=TEXT, loc=legend, framealpha=0.85, edgecolor="none", ncols=columns)
     _style_frame(axes)
 
 
