@@ -1,4 +1,4 @@
-"""The curves of Sutton & Barto from thousands of vmapped runs, on one page, with the values that they should have.
+"""The curves of Sutton & Barto from thousands of runs, on one page, with the values that they should have.
 
 Bandits (Figures 2.2, 2.4 and Exercise 2.5), the cliff (Example 6.6), random walks (Examples 6.2 and 7.1, Figure 12.6),
 maximization bias (Figure 6.5) and the Dyna maze (Figure 8.2). Prints each value beside its reference and how many
@@ -124,7 +124,8 @@ def episodes_of(
         run, measured = jax.lax.while_loop(unfinished, step, (run, jnp.zeros(episodes)))
         return run.table, measured
 
-    every = jax.jit(jax.vmap(one, (0, None)))
+    # One run after the other: together, all would be selected from and copied until the longest has come to its end.
+    every = jax.jit(lambda keys, hypers: jax.lax.map(lambda key: one(key, hypers), keys))
     return lambda keys, hypers: jax.device_get(every(keys, cast_hypers(hypers)))
 
 

@@ -108,12 +108,9 @@ def _require_ends(transition: Any, ended: np.ndarray, policy: Any) -> None:
     else:
         edges = np.nonzero(((np.asarray(transition) > 0) & allowed).any(axis=1))
     size = len(ended)
-    going_on = ~ended[edges[0]]
     # Backwards from one more node that stands for the end.
-    to, origin = (
-        np.concatenate(pair)
-        for pair in ((edges[1][going_on], np.full(ended.sum(), size)), (edges[0][going_on], np.flatnonzero(ended)))
-    )
+    to = np.concatenate([edges[1], np.full(ended.sum(), size)])
+    origin = np.concatenate([edges[0], np.flatnonzero(ended)])
     graph = scipy.sparse.csr_matrix((np.ones(len(to), bool), (to, origin)), shape=(size + 1, size + 1))
     reached = scipy.sparse.csgraph.breadth_first_order(graph, size, return_predecessors=False)
     if len(reached) < size + 1:
