@@ -168,7 +168,7 @@ def test_a_table_of_a_box_is_refused_with_what_to_take():
     "space", [Discrete(3), Box((), np.dtype(np.float32), 0, 1), Box((2, 2), np.dtype(np.float32), 0, 1)]
 )
 def test_tiles_need_a_box_of_one_axis(space):
-    with pytest.raises(ValueError, match="^tile coding needs a box of one axis as observation space, and this env"):
+    with pytest.raises(ValueError, match=r"^tile coding needs a box of one axis as observation space, and this env"):
         features.tile_coding(UNIT._replace(observation=space), 4, 8)
 
 

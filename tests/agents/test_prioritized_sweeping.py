@@ -15,7 +15,7 @@ from purerl.base import Box, Discrete, Spec, cast_hypers
 
 STATES, ACTIONS, NUM_ENVS, LENGTH = 5, 3, 2, 30
 CHUNKS = 1, 5, LENGTH
-SEEDS = 0, 1, 2
+SEEDS = 3, 4, 7  # in which no two priorities are closer than rounding could tell
 NUMBERS = {"learning_rate": 0.6, "discount": 0.9, "initial_value": 0.3}
 HYPERS = prioritized_sweeping.Hypers
 
@@ -61,6 +61,7 @@ class Queue:
 
     def __init__(self):
         self.heap, self.priority = [], {}
+        self.gap = np.inf  # between the two highest priorities, at the least
 
     def insert(self, pair, priority):
         if priority > self.priority.get(pair, 0.0):
@@ -69,6 +70,8 @@ class Queue:
 
     def first(self):
         """Take out the pair with the highest priority; None if none queues."""
+        highest = heapq.nlargest(2, self.priority.values())
+        self.gap = min(self.gap, highest[0] - highest[1]) if len(highest) == 2 else self.gap
         while self.heap:
             priority, pair = heapq.heappop(self.heap)
             if self.priority.get(pair) == -priority:  # else it queues with another one by now, or no more
@@ -78,7 +81,7 @@ class Queue:
 
 
 def by_the_book(experience, planning_steps, learning_rate, discount, initial_value, threshold):
-    """S&B 8.4. Returns Q, the priorities of the pairs that are left, the errors [T, N] and the number of backups."""
+    """S&B 8.4. Returns Q, the queue with the pairs that are left, the errors [T, N] and the number of backups."""
     values = np.full((STATES, ACTIONS), initial_value)
     model, queue, backups = {}, Queue(), 0
     errors = np.zeros(experience["reward"].shape)
@@ -102,24 +105,26 @@ def by_the_book(experience, planning_steps, learning_rate, discount, initial_val
             for before, (_, successor, terminated) in model.items():
                 if successor == pair[0] and not terminated and abs(error_of(before)) > threshold:
                     queue.insert(before, abs(error_of(before)))
-    return values, queue.priority, errors, backups
+    return values, queue, errors, backups
 
 
 @pytest.mark.parametrize("threshold", [1e-4, 0.3])
-@pytest.mark.parametrize("planning_steps", [1, 4])
-@pytest.mark.parametrize("kind", [deterministic, stochastic])
+@pytest.mark.parametrize(
+    ("kind", "planning_steps"), [(deterministic, 1), (deterministic, 2), (stochastic, 1), (stochastic, 4)]
+)
 def test_it_is_the_book_s_however_the_experience_is_cut(kind, planning_steps, threshold):
     numbers = NUMBERS | {"threshold": threshold}
     for seed in SEEDS:
         experience, found = kind(seed), []
         values, queue, expected_errors, backups = by_the_book(experience, planning_steps, **numbers)
         assert backups > LENGTH / 2
+        assert queue.gap > 2e-5
         for chunk in CHUNKS:
             state, errors = swept(planning_steps, experience, chunk, **numbers)
             np.testing.assert_allclose(state.values, values, atol=1e-5)
             np.testing.assert_allclose(errors, means(expected_errors, chunk), atol=1e-5)
             left = {tuple(pair): float(state.priority[tuple(pair)]) for pair in np.argwhere(state.priority).tolist()}
-            assert left == pytest.approx(queue, abs=1e-5)
+            assert left == pytest.approx(queue.priority, abs=1e-5)
             found.append(state)
         for state in found[1:]:
             jax.tree.map(np.testing.assert_array_equal, state, found[0])
@@ -128,8 +133,8 @@ def test_it_is_the_book_s_however_the_experience_is_cut(kind, planning_steps, th
 def test_the_loops_leave_pairs_that_queue_and_queues_that_are_empty():
     few = by_the_book(deterministic(0), 1, **NUMBERS, threshold=1e-4)[1]
     none = by_the_book(deterministic(0), 4, **NUMBERS, threshold=2.5)[1]
-    assert len(few) > 2
-    assert not none
+    assert len(few.priority) > 2
+    assert not none.priority
 
 
 def test_the_model_holds_what_came_last():
@@ -243,7 +248,7 @@ def test_bad_arguments_are_named(planning_steps):
     with pytest.raises(ValueError, match=f"^planning_steps is {planning_steps}; it takes a whole number of at least 1"):
         prioritized_sweeping.prioritized_sweeping(spec, planning_steps=planning_steps)
     box = Box((2,), np.dtype(np.float32), 0.0, 1.0)
-    with pytest.raises(ValueError, match="^prioritized_sweeping needs a discrete observation space"):
+    with pytest.raises(ValueError, match=r"^prioritized_sweeping needs a discrete observation space"):
         prioritized_sweeping.prioritized_sweeping(spec._replace(observation=box), planning_steps=1)
-    with pytest.raises(ValueError, match="^prioritized_sweeping needs a discrete action space"):
+    with pytest.raises(ValueError, match=r"^prioritized_sweeping needs a discrete action space"):
         prioritized_sweeping.prioritized_sweeping(spec._replace(action=box), planning_steps=1)
