@@ -152,14 +152,14 @@ def test_action_values_are_acted_on_epsilon_greedily():
 def test_with_ucb_every_arm_is_tried_before_one_is_tried_again():
     agent = action_value_bandit.action_value_bandit(spec_of(1, 1, ARMS), explore=exploration.ucb)
     hypers = cast_hypers(action_value_bandit.Hypers(exploration=2.0))
-    state, tried = agent.init(jax.random.key(0), hypers), []
+    state, tried, update = agent.init(jax.random.key(0), hypers), [], jax.jit(agent.update)
     step = {name: leaf[:1, :1] * 0 for name, leaf in experience_of(0).items()}
     for time in range(ARMS):
         action, _ = agent.act(jax.random.key(time), state, (), jnp.zeros(1, jnp.int32), hypers)
         tried.append(int(action[0]))
         reward = np.float32([[100.0 if time == 0 else 0.0]])
         rollout = rollout_of(step | {"action": np.asarray(action)[None], "reward": reward})
-        state, _ = agent.update(jax.random.key(0), agent.observe(state, rollout, hypers), rollout, hypers)
+        state, _ = update(jax.random.key(0), agent.observe(state, rollout, hypers), rollout, hypers)
     assert sorted(tried) == list(range(ARMS))
     action, _ = agent.act(jax.random.key(9), state, (), jnp.zeros(1, jnp.int32), hypers)
     assert int(action[0]) == tried[0]
@@ -170,7 +170,7 @@ def test_with_ucb_every_arm_is_tried_before_one_is_tried_again():
 
 @pytest.mark.parametrize("baseline", [1.0, 0.0, 0.4])
 def test_preferences_are_those_of_a_loop(baseline):
-    """S&B equation 2.12, the average being of the rewards before."""
+    """S&B equation 2.12, the average being of the rewards before, and 0 before the first."""
     for seed in SEEDS:
         experience = experience_of(seed)
         preferences, before = np.zeros((CONTEXTS, ARMS)), [[] for _ in range(CONTEXTS)]

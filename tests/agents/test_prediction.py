@@ -272,7 +272,7 @@ def test_it_comes_to_the_value_of_the_policy_that_planning_computes(n):
 
     @jax.jit
     def learn(run, hypers, params):
-        return loop.advance(run, agent, env, hypers, iterations=1_500, length=8, env_params=params)[0]
+        return loop.advance(run, agent, env, hypers, iterations=1_000, length=8, env_params=params)[0]
 
     for mdp in mdps:
         params = jax.tree.map(jnp.asarray, envs.tabular_mdp(*mdp, starts, max_steps=20).default_params)
