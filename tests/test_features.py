@@ -83,14 +83,13 @@ def test_corners_have_tiles_in_range_and_what_lies_beyond_the_bounds_counts_as_o
             np.testing.assert_array_equal(coding.active(jnp.asarray(corner + far * outwards, jnp.float32)), active)
 
 
-@pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3)])
+@pytest.mark.parametrize("leading", [(), (1,), (2, 3)])
 def test_any_leading_axes_will_do(leading):
     points = np.random.default_rng(1).random((*leading, 2)).astype(np.float32)
     coding = features.tile_coding(UNIT, 4, 8)
     found = coding.active(jnp.asarray(points))
-    assert found.shape == (*leading, 8)
-    for place in np.ndindex(*leading):
-        np.testing.assert_array_equal(found[place], coding.active(jnp.asarray(points[place])))
+    flat = coding.active(jnp.asarray(points.reshape(-1, 2)))
+    np.testing.assert_array_equal(found, flat.reshape(*leading, 8))
 
 
 def test_given_bounds_take_the_place_of_the_space_s_own():

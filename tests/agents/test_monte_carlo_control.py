@@ -15,7 +15,7 @@ from purerl.base import Box, cast_hypers
 
 STATES, ACTIONS, NUM_ENVS, LENGTH = 3, 2, 3, 40
 CHUNKS = 1, 5, 20
-SEEDS = 0, 1, 2
+SEEDS = 0, 1
 LONG, SHORT = 40, 3  # windows: none that any episode could exceed, and one that many do
 NUMBERS = {"discount": 0.9, "exploration": 0.3, "initial_value": 0.5}
 RATES = {
@@ -152,7 +152,7 @@ def test_values_are_averages_of_first_returns_or_of_all(first_visit, expected):
     """Returns of (0, 0) are 10 and 6 in one episode, 6 and 2 in the next; of (1, 1) 4."""
     first = path((0, 0, 4), (0, 0, 2), (1, 1, 4), 0, terminated=True)
     second = path((0, 0, 4), (0, 0, 2), 0, terminated=True)
-    book, _ = assert_it_is_the_book_s(joined(first, second), 1, LONG, first_visit, discount=1.0)
+    book, _ = assert_it_is_the_book_s(joined(first, second), 1, SHORT, first_visit, discount=1.0)
     np.testing.assert_allclose([book.values[0, 0], book.values[1, 1]], expected)
 
 
@@ -181,7 +181,7 @@ def test_what_stands_in_empty_places_of_the_window_is_no_earlier_visit(chunk):
     """The one pair of each episode is also that of the episode before, and that which fills the places."""
     one = path((0, 0, 3), 0, terminated=True)
     several = joined(one, one, path((0, 0, 1), (0, 0, 3), 0, terminated=True))
-    book, _ = assert_it_is_the_book_s(several, chunk, LONG, True, discount=1.0)
+    book, _ = assert_it_is_the_book_s(several, chunk, SHORT, True, discount=1.0)
     assert book.counts[0, 0] == 3
     assert book.values[0, 0] == pytest.approx(10 / 3)
 
@@ -191,9 +191,9 @@ def test_the_clock_s_end_goes_on_with_q_as_it_stood_before_the_update():
     raising = path((1, 0, 10), 0, terminated=True)
     cut = path((0, 0, 1), 1, truncated=True)
     experience = joined(raising, cut, axis=1)
-    book, _ = assert_it_is_the_book_s(experience, 1, LONG, True)
+    book, _ = assert_it_is_the_book_s(experience, 1, SHORT, True)
     assert book.values[0, 0] == pytest.approx(1 + 0.9 * 0.5)
-    again, _ = assert_it_is_the_book_s(joined(experience, experience), 1, LONG, True)
+    again, _ = assert_it_is_the_book_s(joined(experience, experience), 1, SHORT, True)
     later = 1 + 0.9 * (0.85 * 10 + 0.15 * 0.5)
     assert again.values[0, 0] == pytest.approx((1 + 0.9 * 0.5 + later) / 2)
 

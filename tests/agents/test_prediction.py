@@ -16,7 +16,7 @@ from purerl.base import Box, Discrete, Spec, cast_hypers
 
 STATES, ACTIONS, NUM_ENVS, LENGTH = 5, 2, 3, 20
 CHUNKS = 1, 5, LENGTH
-SEEDS = 0, 1, 2
+SEEDS = 0, 1
 NUMBERS = {"learning_rate": 0.4, "discount": 0.9, "initial_value": 0.5}
 # What tile coding sees of each state: some share tiles, one lies beyond the bounds.
 POINTS = np.array([[0.1, 0.1], [0.2, 0.15], [0.7, 0.3], [0.62, 0.95], [1.5, -0.5]], np.float32)
@@ -272,20 +272,20 @@ def test_it_comes_to_the_value_of_the_policy_that_planning_computes(n):
 
     @jax.jit
     def learn(run, hypers, params):
-        return loop.advance(run, agent, env, hypers, iterations=1_000, length=8, env_params=params)[0]
+        return loop.advance(run, agent, env, hypers, iterations=2_000, length=8, env_params=params)[0]
 
     for mdp in mdps:
         params = jax.tree.map(jnp.asarray, envs.tabular_mdp(*mdp, starts, max_steps=20).default_params)
         run = loop.begin(jax.random.key(1), agent, env, cast_hypers(make_hypers()), env_params=params)
-        for rate in (0.1, 0.03, 0.01, 0.003, 0.001):
+        for rate in (0.1, 0.01, 0.003, 0.001, 0.0003):
             run = learn(run, cast_hypers(make_hypers(learning_rate=rate, discount=discount)), params)
         value = np.asarray(run.agent.weights)[:-1]
         solved = planning.solve_policy(policy, *mdp, discount).value[:-1]
         np.testing.assert_allclose(solved, planning.evaluate_policy(policy, *mdp, discount).value[:-1], atol=1e-5)
-        np.testing.assert_allclose(value, solved, atol=0.05)
+        np.testing.assert_allclose(value, solved, atol=0.1)
         # Close enough to tell one policy from another.
         other = planning.solve_policy(jnp.full((states, actions), 1 / actions), *mdp, discount).value[:-1]
-        assert np.abs(value - other).max() > 0.15
+        assert np.abs(value - other).max() > 0.5
 
 
 # --- policies and values --------------------------------------------------------------------------------------------
