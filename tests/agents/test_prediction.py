@@ -320,15 +320,15 @@ def test_the_uniform_policy_takes_all_actions_alike_and_needs_discrete_ones():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_value_starts_as_the_initial_one_and_a_full_step_moves_it_onto_its_target(kind):
-    _, active = spec_and_features(kind)
+    (_, active), move = spec_and_features(kind), jax.jit(prediction.move)
     observation = jnp.arange(STATES) if kind == "table" else jnp.asarray(POINTS)
     weights = prediction.start(active, td_lambda.Hypers(initial_value=3.0))
-    np.testing.assert_allclose(prediction.value(weights, active.active(observation)), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(prediction.value)(weights, active.active(observation)), 3.0, rtol=1e-6)
     here = active.active(observation[2])
-    moved, error = prediction.move(weights, here, jnp.float32(5.0), jnp.float32(1.0))
+    moved, error = move(weights, here, jnp.float32(5.0), jnp.float32(1.0), where=jnp.bool_(True))
     assert float(error) == pytest.approx(2.0)
     assert float(prediction.value(moved, here)) == pytest.approx(5.0)
-    same, error = prediction.move(weights, here, jnp.float32(np.nan), jnp.float32(1.0), where=False)
+    same, error = move(weights, here, jnp.float32(np.nan), jnp.float32(1.0), where=jnp.bool_(False))
     assert error == 0
     np.testing.assert_array_equal(same, weights)
 
