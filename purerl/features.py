@@ -47,8 +47,8 @@ def tile_coding(
     tiles: int | tuple[int, ...],
     tilings: int,
     *,
-    low: ArrayLike | None = None,
-    high: ArrayLike | None = None,
+    low: ArrayLike | float | None = None,
+    high: ArrayLike | float | None = None,
 ) -> Features:
     """Return the features of tile coding: in each of `tilings` grids, the tile that holds the observation (S&B 9.5.4).
 
@@ -56,7 +56,8 @@ def tile_coding(
     dimension (`tiles` may give a number for each); what lies beyond the bounds counts as on them. Grid g of n is moved
     by g/n of a tile in the first dimension, 3g/n in the second, 5g/n in the third ..., less whole tiles (Miller & Glanz
     1996). There are tilings x (tiles + 1)^dimensions features. Raises ValueError for what is no flat box, for bounds
-    that are infinite or empty, and for counts below one.
+    that are infinite or empty, for counts below one, and for tilings that would lie on one another in a dimension (a
+    power of two never does; take at least four times as many as there are dimensions).
     """
     space = spec.observation
     if not isinstance(space, Box) or len(space.shape) != 1:
@@ -68,6 +69,12 @@ def tile_coding(
         raise ValueError(f"tiles is {tiles}; observations have {dimensions} dimensions, and it takes a number for each")
     for count in counts:
         require_count("tiles", count)
+    for dimension in range(dimensions):
+        if math.gcd(tilings, 2 * dimension + 1) > 1:
+            raise ValueError(
+                f"tilings is {tilings}, and in dimension {dimension} several would lie on one another; "
+                "it takes a power of two, or another number without a common divisor with 3, 5, 7 ..."
+            )
     low, high = (
         np.broadcast_to(np.asarray(own if given is None else given, np.float32), space.shape)
         for own, given in ((space.low, low), (space.high, high))
@@ -87,6 +94,7 @@ def tile_coding(
     def active(observation: Float[Array, "*batch D"]) -> Int[Array, "*batch K"]:
         place = (jnp.clip(observation, low, high) - low) / (high - low) * np.asarray(counts, np.float32)
         tile = jnp.floor(place[..., None, :] + shift.astype(np.float32)).astype(jnp.int32)
+        tile = jnp.minimum(tile, np.array(counts, np.int32))  # on the upper bound the sum may be rounded up
         return jnp.sum(tile * strides, axis=-1, dtype=jnp.int32) + first
 
     return Features(tilings * math.prod(shape), tilings, active)

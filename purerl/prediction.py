@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from purerl import exploration
@@ -43,7 +44,7 @@ def uniform(spec: Spec) -> Policy:
     return act
 
 
-def of_table(policy: Float[Array, "S A"]) -> Policy:
+def of_table(policy: Float[Array, "S A"] | Float[np.ndarray, "S A"]) -> Policy:
     """Return the policy with these probabilities, as those of `planning` are, for discrete observations."""
     return lambda key, observation: exploration.draw(key, jnp.asarray(policy)[observation])
 

@@ -175,6 +175,8 @@ def test_tiles_need_a_box_of_one_axis(space):
     ("tiles", "tilings", "sentence"),
     [
         (4, 0, "^tilings is 0; it takes a whole number of at least 1$"),
+        (4, 3, "^tilings is 3, and in dimension 1 several would lie on one another; it takes a power of two"),
+        (4, 9, "^tilings is 9, and in dimension 1 several would lie on one another"),
         (0, 4, "^tiles is 0; it takes a whole number of at least 1$"),
         ((3, -1), 4, "^tiles is -1; it takes a whole number of at least 1$"),
         ((3,), 4, r"^tiles is \(3,\); observations have 2 dimensions, and it takes a number for each$"),
@@ -205,3 +207,11 @@ def test_bounds_that_are_infinite_or_empty_are_named(low, high, sentence):
         features.tile_coding(UNIT, 4, 8, low=np.float32(low), high=np.float32(high))
     with pytest.raises(ValueError, match=sentence):
         features.tile_coding(spec_of(np.float32(low), np.float32(high)), 4, 8)
+
+
+def test_on_the_upper_bound_the_finest_tiles_stay_in_their_tiling():
+    """So fine that float32 rounds the place up to the next tile."""
+    line = Spec(Box((1,), np.dtype(np.float32), np.float32(0), np.float32(1)), Discrete(2), num_envs=1)
+    coding = features.tile_coding(line, 2**20, 16)
+    active = np.asarray(coding.active(jnp.ones((1,))))
+    np.testing.assert_array_equal(active // (2**20 + 1), np.arange(16))

@@ -34,8 +34,8 @@ def gradient_bandit(spec: Spec) -> Agent:
         pi(b) = exp H(b) / sum_c exp H(c)
         H(b) <- H(b) + alpha (R - R_average) (1[b = a] - pi(b))        for all b
 
-    R_average is that of the rewards before R. Rewards are learned from one at a time, with the policy as it then is.
-    How an episode ends does not matter. Raises ValueError for other spaces.
+    R_average is that of the rewards before R, and for the first reward R itself. Rewards are learned from one at a
+    time, with the policy as it then is. How an episode ends does not matter. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="gradient_bandit")
 
@@ -54,11 +54,11 @@ def gradient_bandit(spec: Spec) -> Agent:
     def update(key, state, rollout, hypers):
         def learn(state, own, step):
             context = step.observation
-            error = step.reward - hypers.baseline * state.average[context]
+            average = jnp.where(state.count[context] > 0, state.average[context], step.reward)
+            error = step.reward - hypers.baseline * average
             here = state.preferences[context]
             gradient = jax.nn.one_hot(step.action, actions) - jax.nn.softmax(here)
             count = state.count[context] + 1.0
-            average = state.average[context]
             state = State(
                 preferences=state.preferences.at[context].set(here + hypers.learning_rate * error * gradient),
                 average=state.average.at[context].set(average + (step.reward - average) / count),

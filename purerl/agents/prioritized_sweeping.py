@@ -16,7 +16,7 @@ from purerl.exploration import Explore
 class Hypers(tables.Hypers):
     """The numbers of prioritized sweeping."""
 
-    threshold: float = 1e-4  # theta: pairs with a smaller error than this do not queue
+    threshold: float = 1e-4  # theta: only pairs with a greater error queue
 
 
 @pytree_dataclass

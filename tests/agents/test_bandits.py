@@ -170,7 +170,7 @@ def test_with_ucb_every_arm_is_tried_before_one_is_tried_again():
 
 @pytest.mark.parametrize("baseline", [1.0, 0.0, 0.4])
 def test_preferences_are_those_of_a_loop(baseline):
-    """S&B equation 2.12, the average being of the rewards before, and 0 before the first."""
+    """S&B equation 2.12, the average being of the rewards before, and for the first that reward."""
     for seed in SEEDS:
         experience = experience_of(seed)
         preferences, before = np.zeros((CONTEXTS, ARMS)), [[] for _ in range(CONTEXTS)]
@@ -178,7 +178,7 @@ def test_preferences_are_those_of_a_loop(baseline):
         for step in rows(experience):
             context, rewards = step.observation, before[step.observation]
             policy = softmax(preferences[context])
-            error = step.reward - (baseline * np.mean(rewards) if rewards else 0.0)
+            error = step.reward - baseline * (np.mean(rewards) if rewards else step.reward)
             for arm in range(ARMS):
                 if arm == step.action:
                     preferences[context, arm] += 0.3 * error * (1 - policy[arm])

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from purerl import envs, loop, planning, tables
-from purerl.agents import double_q_learning, expected_sarsa, n_step_sarsa, q_learning, sarsa, sarsa_lambda
+from purerl.agents import (
+    double_q_learning,
+    dyna_q,
+    expected_sarsa,
+    monte_carlo_control,
+    n_step_sarsa,
+    prioritized_sweeping,
+    q_learning,
+    sarsa,
+    sarsa_lambda,
+)
 from purerl.base import cast_hypers
 
 STATES, ACTIONS, DISCOUNT, EPSILON = 6, 3, 0.8, 0.5
@@ -21,6 +33,18 @@ AGENTS = {
     "expected_sarsa": (expected_sarsa.expected_sarsa, tables.Hypers),
     "n_step_sarsa": (lambda spec: n_step_sarsa.n_step_sarsa(spec, n=3), tables.Hypers),
     "sarsa_lambda": (sarsa_lambda.sarsa_lambda, sarsa_lambda.Hypers),
+    "monte_carlo_control": (
+        lambda spec: monte_carlo_control.monte_carlo_control(spec, window=20),
+        functools.partial(monte_carlo_control.Hypers, learning_rate_decay=0.0),
+    ),
+}
+# These take the environment to be deterministic, and learn in such a one.
+MODELS = {
+    "dyna_q": (lambda spec: dyna_q.dyna_q(spec, planning_steps=5), tables.Hypers),
+    "prioritized_sweeping": (
+        lambda spec: prioritized_sweeping.prioritized_sweeping(spec, planning_steps=5),
+        prioritized_sweeping.Hypers,
+    ),
 }
 OFF_POLICY = ("q_learning", "double_q_learning")
 
@@ -68,3 +92,21 @@ def test_each_comes_to_the_values_that_planning_computes(name):
         # Close enough to tell one from the other.
         other = best_values(*mdp, EPSILON if name in OFF_POLICY else 0.0)
         assert np.abs(values[:-1] - other[:-1]).max() > 0.3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_that_has_a_model_comes_to_the_best_values_where_nothing_is_left_to_chance(name):
+    make, hypers = MODELS[name]
+    starts = jnp.where(jnp.arange(STATES) < STATES - 1, 1 / (STATES - 1), 0.0)
+    for seed in range(3):
+        transition, reward, terminal = random_mdp(seed)
+        certain = jax.nn.one_hot(jnp.argmax(transition, axis=-1), STATES), reward, terminal
+        env = envs.make(envs.tabular_mdp(*certain, starts, max_steps=20), 4)
+        numbers = cast_hypers(hypers(learning_rate=0.5, discount=DISCOUNT, exploration=EPSILON))
+        run, _ = jax.jit(
+            lambda key, env=env, numbers=numbers: loop.train(
+                key, make(env.spec), env, numbers, iterations=500, length=4
+            )
+        )(jax.random.key(seed))
+        expected = planning.value_iteration(*certain, DISCOUNT).action_value
+        np.testing.assert_allclose(run.agent.values[:-1], expected[:-1], atol=1e-3)
