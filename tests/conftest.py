@@ -1,7 +1,10 @@
 """What every test runs under: shapes checked, a cold compile cache, two tiers (slow_tier.py)."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -14,15 +17,25 @@ sys.path.append(str(Path(__file__).parent))
 
 import slow_tier
 
-# Compile times and hangs must show: no test profits from an earlier run's cache unless the user
-# names one. Through the environment, so that scripts which tests start inherit it.
+# Compile times and hangs must show: no test profits from an earlier session's cache unless the user names one. But
+# what one test has compiled another need not compile again. Through the environment, so that workers and scripts which
+# tests start inherit it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    _cache = tempfile.mkdtemp(prefix="purerl-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 # Functions imported after this check every annotated shape and type when called.
 if any(name.partition(".")[0] == "purerl" for name in sys.modules):
     raise RuntimeError("purerl was imported before tests/conftest.py could install the shape checks")
 jaxtyping.install_import_hook("purerl", "beartype.beartype")
+# Before any test module: some import a library first that compiles as it is imported, and purerl's option for the
+# compiler would come too late.
+import purerl  # noqa: E402, F401
 
 _FIGURE = pytest.StashKey[str]()
 _STARTED = pytest.StashKey[float]()

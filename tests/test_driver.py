@@ -1,6 +1,7 @@
 """The host's side: neither watching a run, nor judging it, nor the other seeds change it; and when it stops."""
 
 import dataclasses
+import functools
 import signal
 
 import chex
@@ -106,22 +107,27 @@ def test_steps_are_rounded_up_to_whole_iterations_and_the_last_chunk_is_what_is_
     np.testing.assert_array_equal(outcome.metrics["environment_steps"], [[100, 200, 250]])
 
 
-@pytest.mark.parametrize("log_every", [7, 30, 100_000])
-def test_how_often_is_logged_changes_no_phase_and_no_bit(log_every):
-    """Numbers that do not divide one another: the random phase and the learning one keep their lengths."""
+@pytest.fixture(scope="module")
+def two_phases():
+    """A function of `log_every`: a random phase and a learning one, of numbers that do not divide one another."""
     env = envs.make("CliffWalking-purerl", 2)
     learner = q_learning.q_learning(env.spec)
     buffer = replay.uniform(env.spec, 40)
     collect, learn = (replay.with_replay(learner, buffer, batch_size=4, updates=updates) for updates in (0, 1))
     phases = [driver.Phase(collect, 26), driver.Phase(learn, 75)]
-    hypers = q_learning.Hypers()
 
+    @functools.cache
     def run(log_every):
-        return driver.drive(driver.seed_keys(0, 1), phases, env, hypers, log_every=log_every)
+        return driver.drive(driver.seed_keys(0, 1), phases, env, q_learning.Hypers(), log_every=log_every)
 
-    outcome = run(log_every)
+    return run
+
+
+@pytest.mark.parametrize("log_every", [7, 100_000])
+def test_how_often_is_logged_changes_no_phase_and_no_bit(log_every, two_phases):
+    outcome = two_phases(log_every)
     assert outcome.metrics["environment_steps"][0, -1] == 26 + 76
-    chex.assert_trees_all_equal(outcome.run(0), run(50).run(0))
+    chex.assert_trees_all_equal(outcome.run(0), two_phases(50).run(0))
 
 
 def test_a_large_replay_is_not_copied_when_several_seeds_advance():

@@ -87,18 +87,17 @@ def test_what_a_script_cannot_run_is_told_in_a_sentence(tmp_path):
 def test_all_agents_are_compared_on_one_picture(tmp_path, capsys, monkeypatch):
     compare = load("compare")
     small = {}
-    for name in ("PPO", "A2C", "Q-learning", "QAC"):
-        small[name] = load({"PPO": "ppo", "A2C": "a2c", "Q-learning": "q_learning", "QAC": "q_actor_critic"}[name])
+    for name, script in {"A2C": "a2c", "Q-learning": "q_learning", "QAC": "q_actor_critic"}.items():
+        small[name] = load(script)
     monkeypatch.setattr(compare, "SCRIPTS", small)
     compare.main(compare.Settings(env="Pendulum-v1", total_steps=2_048, seeds=2, out=tmp_path / "all"))
     printed = capsys.readouterr().out
     assert "Q-learning is left out: q_learning needs a discrete observation space" in printed
     assert "QAC is left out" in printed
     assert (tmp_path / "all" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("ppo", "a2c"):
-        summary = json.loads((tmp_path / "all" / name / "summary.json").read_text())
-        assert summary["seeds"] == 2
-        assert any(line.startswith(name.upper()) for line in printed.splitlines()[-3:])
+    summary = json.loads((tmp_path / "all" / "a2c" / "summary.json").read_text())
+    assert summary["seeds"] == 2
+    assert any(line.startswith("A2C") for line in printed.splitlines()[-2:])
 
 
 def test_the_points_of_a_comparison_are_means_over_the_episodes_up_to_them():
@@ -132,7 +131,8 @@ def test_what_the_truncation_script_cannot_run_is_told_before_it_makes_a_directo
     assert not (tmp_path / "run").exists()
 
 
-def test_a_critic_that_takes_the_clock_for_termination_is_off_and_purerl_s_is_not():
+@pytest.mark.slow
+def test_a_critic_that_takes_the_clock_for_termination_is_off_and_purerl_s_is_not(slow_result):
     """Of a policy that stays as it is: no step is small enough to be accepted."""
     script = load("pendulum_truncation")
     fast = {"learning_rate": 1e-2, "learning_rate_end": 1e-3, "learning_rate_horizon": 15.0}
@@ -144,3 +144,4 @@ def test_a_critic_that_takes_the_clock_for_termination_is_off_and_purerl_s_is_no
     assert abs(right["mean_error"]) < 0.04 * scale
     assert wrong["mean_error"] > 0.06 * scale
     assert wrong["mean_error_ci95"][0] > abs(right["mean_error"])
+    slow_result(f"errors {right['mean_error']:.3f} and {wrong['mean_error']:.1f} of {scale:.0f}")

@@ -54,11 +54,11 @@ def gradient_bandit(spec: Spec) -> Agent:
     def update(key, state, rollout, hypers):
         def learn(state, own, step):
             context = step.observation
-            average = jnp.where(state.count[context] > 0, state.average[context], step.reward)
+            count = state.count[context] + 1.0
+            average = jnp.where(count > 1.0, state.average[context], step.reward)
             error = step.reward - hypers.baseline * average
             here = state.preferences[context]
             gradient = jax.nn.one_hot(step.action, actions) - jax.nn.softmax(here)
-            count = state.count[context] + 1.0
             state = State(
                 preferences=state.preferences.at[context].set(here + hypers.learning_rate * error * gradient),
                 average=state.average.at[context].set(average + (step.reward - average) / count),

@@ -50,12 +50,3 @@ def test_dqn_plays_breakout_over_three_seeds(tmp_path, slow_result):
     slow_result(described(evaluation, summary))
     assert (summary["env"], summary["total_steps"]) == ("Breakout-MinAtar", 1_000_000)
     assert evaluation["iqm"] >= 5
-
-
-def test_dqn_learns_to_play_breakout_a_little(tmp_path):
-    """The miniature of the above: one seed, few steps, a small network; a random policy scores .4."""
-    small = {"filters": (8,), "hidden": (64,), "num_envs": 8, "batch_size": 32, "capacity": 20_000}
-    steps = {"total_steps": 24_000, "learning_starts": 2_000, "log_every": 2_000}
-    numbers = {"learning_rate": 1e-3, "learning_rate_end": 1e-3, "exploration_horizon": 1_200, "target_period": 100}
-    summary = run(tmp_path / "run", "dqn_minatar", **small, **steps, hypers=dqn.Hypers(**numbers))
-    assert summary["evaluation"]["mean"] > 2
