@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Key, PyTree
 
 from purerl import evaluate, loop, rollout
+from purerl import spread as spreading
 from purerl.base import Agent, cast_hypers
+from purerl.loop import Phase
 from purerl.metrics import Progress
-
-
-class Phase(NamedTuple):
-    """A stretch of a run: this agent, for this many environment steps. Successive agents share one state."""
-
-    agent: Agent
-    steps: int
+from purerl.spread import Spread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What runs left; S seeds, R rows of metrics, E evaluations."""
 
-    lanes: list[loop.Run]  # the runs in the order of their seeds, batched as they were computed: leading axis [lane]
+    runs: loop.Run  # leading axis [S]
     metrics: dict[str, np.ndarray]  # [S, R]: environment_steps, seconds, the episodes' and the agent's metrics
     diverged: np.ndarray  # bool [S]: whether the agent's state holds a NaN
     interrupted: bool  # whether Ctrl-C ended the runs
@@ -43,8 +39,7 @@ class Outcome:
 
     def run(self, seed: int) -> loop.Run:
         """Return the run of one seed."""
-        size = len(self.lanes[0].iteration)
-        return jax.tree.map(lambda leaf: leaf[seed % size], self.lanes[seed // size])
+        return jax.tree.map(lambda leaf: leaf[seed], self.runs)
 
 
 def seed_keys(seed: int, seeds: int) -> Key[Array, " S"]:
@@ -71,9 +66,11 @@ def drive(
     stop_at_return: float | None = None,
     env_params: PyTree = None,
     progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> Outcome:
     """Train one run per key with one compilation, in chunks of about `log_every` steps: a row of metrics for each.
 
+    Runs are spread over the devices as `spread` says, by default as suits them (`spread.choose`).
     Every `eval_every` steps, and at the end, the greedy policy plays one episode in each environment of `eval_env`.
     `stop_at_return` ends all runs once the mean over them of the latest evaluation (without evaluations: of the latest
     chunk's episodes) has reached it; so does Ctrl-C. Counts are environment steps per seed, and a phase's are rounded
@@ -88,26 +85,24 @@ def drive(
     chunks = list(_chunks(phases, per_iteration, max(1, round(log_every / per_iteration))))
 
     began = time.perf_counter()
-    lanes = _lanes(jax.vmap(jax.random.split)(keys))
-    eval_keys = [lane[:, 1] for lane in lanes]
-    begin = jax.jit(lambda keys, hypers, params: _begin(keys, phases[0].agent, env, hypers, params))
-    runs = [begin(lane[:, 0], hypers, params) for lane in lanes]
+    spread = spreading.choose(len(keys)) if spread is None else spread
+    hypers, params = spreading.replicate(spread, (hypers, params))
+    pairs = spreading.place(spread, spreading.padded(spread, jax.vmap(jax.random.split)(keys)))
+    eval_keys = pairs[:, 1]
+    runs = _begin(phases[0].agent, env, spread)(pairs[:, 0], hypers, params)
     lowered: dict[Any, Any] = {
-        chunk: _lower_advance(runs[0], phases[chunk[0]].agent, env, hypers, params, chunk[1], length)
+        chunk: _advance(phases[chunk[0]].agent, env, chunk[1], length, spread).lower(runs, hypers, params)
         for chunk in dict.fromkeys(chunks)
     }
     if eval_env is not None:
-        judge = _lower_judge(eval_keys[0], runs[0], phases[-1].agent, eval_env, hypers, params, eval_max_steps)
-        lowered["judge"] = judge
+        judge = _judge(phases[-1].agent, eval_env, eval_max_steps, spread)
+        lowered["judge"] = judge.lower((eval_keys, runs.agent), _number(spread, 0), hypers, params)
     with ThreadPoolExecutor() as pool:
         programs = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
     compiled = time.perf_counter()
 
-    def evaluated(number: int) -> list[Any]:
-        return [
-            programs["judge"](keys, jnp.int32(number), run.agent, hypers, params)
-            for keys, run in zip(eval_keys, runs, strict=True)
-        ]
+    def evaluated(number: int) -> Any:
+        return programs["judge"]((eval_keys, runs.agent), _number(spread, number), hypers, params)
 
     judged = eval_env is not None and eval_every > 0
     history = _History(seeds=len(keys), began=compiled, judged=judged, progress=progress)
@@ -115,15 +110,14 @@ def drive(
     steps = last_evaluated = 0
     with _Interrupt() as interrupt:
         for chunk in chunks:
-            # One lane after another: each is donated to its own successor, so nothing is copied.
-            advanced = [programs[chunk](run, hypers, params) for run in runs]
-            runs = [run for run, _ in advanced]
+            # The runs are donated to their successors, so nothing is copied.
+            runs, metrics = programs[chunk](runs, hypers, params)
             steps += chunk[1] * per_iteration
             verdict = None
             if judged and steps // eval_every > last_evaluated // eval_every:
                 last_evaluated = steps
                 verdict = evaluated(steps // eval_every)
-            unread.append((steps, [metrics for _, metrics in advanced], verdict))
+            unread.append((steps, metrics, verdict))
             latest = history.read(*unread.pop(0)) if len(unread) > 1 else None
             if interrupt.asked or (stop_at_return is not None and latest is not None and latest >= stop_at_return):
                 break
@@ -131,10 +125,12 @@ def drive(
         if eval_env is not None and last_evaluated != steps:
             history.read(steps, None, evaluated(-1))  # a number that no other evaluation has
     returns, finished = history.evaluated(eval_env.spec.num_envs if eval_env is not None else 0)
+    if len(pairs) > len(keys):
+        runs = jax.tree.map(lambda leaf: leaf[: len(keys)], runs)
     return Outcome(
-        lanes=runs,
+        runs=runs,
         metrics={name: np.stack(column, axis=1) for name, column in history.rows.items()},
-        diverged=np.concatenate([np.asarray(jax.jit(has_nan)(run.agent)) for run in runs]),
+        diverged=np.asarray(jax.jit(has_nan)(runs.agent)),
         interrupted=interrupt.asked,
         evaluation_steps=np.asarray([steps for steps, _ in history.evaluations], np.int64),
         evaluation_returns=returns,
@@ -151,55 +147,37 @@ def _chunks(phases: Sequence[Phase], per_iteration: int, size: int) -> Iterator[
         yield from [(number, size)] * whole + [(number, rest)] * (rest > 0)
 
 
-def _lanes(keys: Array) -> list[Array]:
-    """Split what has a leading axis [S] into what is computed together, in the way that suits the device at hand.
-
-    On a CPU each seed by itself: small loops stay small, and no replay buffer is copied into a batch and out again. An
-    accelerator wants them all at once.
-    """
-    if jax.default_backend() != "cpu":
-        return [keys]
-    return [keys[seed : seed + 1] for seed in range(len(keys))]
-
-
-def _over_lane(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` over the leading axis of its arguments; a lane of one is not batched at all."""
-
-    def over(*batch):
-        if len(jax.tree.leaves(batch)[0]) > 1:
-            return jax.vmap(function)(*batch)
-        return jax.tree.map(lambda leaf: leaf[None], function(*jax.tree.map(lambda leaf: leaf[0], batch)))
-
-    return over
-
-
-def _begin(keys: Array, agent: Agent, env: Any, hypers: PyTree, params: PyTree) -> PyTree:
+def _begin(agent: Agent, env: Any, spread: Spread) -> Callable[..., PyTree]:
     """Begin the runs one after another: a batched initialiser may call LAPACK, and two such calls can wait for ever."""
-    return jax.lax.map(lambda key: loop.begin(key, agent, env, hypers, env_params=params), keys)
+
+    def begin(key, hypers, params):
+        return loop.begin(key, agent, env, hypers, env_params=params)
+
+    return jax.jit(spreading.over_runs(begin, spread._replace(together=1)))
 
 
-def _lower_advance(run, agent, env, hypers, params, iterations, length):
+def _advance(agent: Agent, env: Any, iterations: int, length: int, spread: Spread) -> Any:
     def advance(run, hypers, params):
-        return _over_lane(
-            lambda run: loop.advance(run, agent, env, hypers, iterations=iterations, length=length, env_params=params)
-        )(run)
+        return loop.advance(run, agent, env, hypers, iterations=iterations, length=length, env_params=params)
 
-    return jax.jit(advance, donate_argnums=0).lower(run, hypers, params)
+    return jax.jit(spreading.in_place(advance, spread), donate_argnums=0)
 
 
-def _lower_judge(keys, run, agent, env, hypers, params, max_steps):
-    def judge(keys, number, states, hypers, params):
-        def one(key, state):
-            key = jax.random.fold_in(key, number)
-            return evaluate.evaluate(key, agent, state, env, hypers, max_steps=max_steps, env_params=params)
+def _judge(agent: Agent, env: Any, max_steps: int, spread: Spread) -> Any:
+    def judge(key_and_state, number, hypers, params):
+        key, state = key_and_state
+        key = jax.random.fold_in(key, number)
+        return evaluate.evaluate(key, agent, state, env, hypers, max_steps=max_steps, env_params=params)
 
-        return _over_lane(one)(keys, states)
-
-    return jax.jit(judge).lower(keys, jnp.int32(0), run.agent, hypers, params)
+    return jax.jit(spreading.over_runs(judge, spread))
 
 
-def has_nan(state: PyTree) -> Bool[Array, " lane"]:
-    """Return whether the agents' states, batched with leading axis [lane], hold a NaN: whether these runs diverged."""
+def _number(spread: Spread, number: int) -> Array:
+    return spreading.replicate(spread, jnp.int32(number))
+
+
+def has_nan(state: PyTree) -> Bool[Array, " S"]:
+    """Return whether the agents' states, batched with leading axis [S], hold a NaN: whether these runs diverged."""
     leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     found = [jnp.any(jnp.isnan(leaf.reshape(len(leaf), -1)), axis=1) for leaf in leaves]
     return jnp.any(jnp.stack(found), axis=0) if found else jnp.zeros(len(jax.tree.leaves(state)[0]), bool)
@@ -235,11 +213,11 @@ class _History:
         self.rows: dict[str, list[np.ndarray]] = {}
         self.evaluations: list[tuple[int, evaluate.Evaluation]] = []
 
-    def read(self, steps: int, metrics: list[Any] | None, verdict: list[Any] | None) -> float | None:
+    def read(self, steps: int, metrics: Any, verdict: Any) -> float | None:
         """Fetch a chunk's metrics and evaluation, waiting for them; return the mean return that may stop the runs."""
         shown = evaluation = None
         if metrics is not None:
-            row = {name: np.concatenate([np.asarray(lane[name])[:, 0] for lane in metrics]) for name in metrics[0]}
+            row = {name: np.asarray(column)[: self.seeds, 0] for name, column in metrics.items()}
             with np.errstate(invalid="ignore"):  # no episode ended: not a number
                 for name in ("episode_return", "episode_length"):
                     row[name] = row[name] / row["episodes"]
@@ -250,7 +228,7 @@ class _History:
             for name, values in row.items():
                 self.rows.setdefault(name, []).append(values)
         if verdict is not None:
-            together = jax.tree.map(lambda *lanes: np.concatenate([np.asarray(lane) for lane in lanes]), *verdict)
+            together = jax.tree.map(lambda leaf: np.asarray(leaf)[: self.seeds], verdict)
             self.evaluations.append((steps, together))
             evaluation = float(np.mean(together.episode_return))
         if self.progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,13 @@ from purerl.base import Agent, cast_hypers, pytree_dataclass, require_count
 
 # Keys are drawn at once for as many iterations as make about this many steps: drawn so, a key costs a few nanoseconds.
 _STEPS_PER_BLOCK = 1024
+
+
+class Phase(NamedTuple):
+    """A stretch of a run: this agent, for this many environment steps. Successive agents share one state."""
+
+    agent: Agent
+    steps: int
 
 
 @pytree_dataclass

@@ -76,12 +76,12 @@ def write(
     path = Path(directory)
     contents = {
         SETTINGS: _json_bytes(settings, "settings"),
-        METRICS: _npz_bytes(metrics),
+        METRICS: npz_bytes(metrics),
         SUMMARY: _json_bytes(summary, "summary"),
     }
     path.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        _replace(path / name, content)
+        replace_file(path / name, content)
 
 
 def load(directory: str | os.PathLike[str]) -> Result | list[Result]:
@@ -185,7 +185,8 @@ def _json_bytes(value: Mapping[str, Any], name: str) -> bytes:
     return (json.dumps(to_json(value, name), indent=2, allow_nan=False) + "\n").encode()
 
 
-def _npz_bytes(metrics: Mapping[str, Any]) -> bytes:
+def npz_bytes(metrics: Mapping[str, Any]) -> bytes:
+    """The content of an npz file with these arrays; raises TypeError on what it cannot hold."""
     # As np.savez does, whose keyword arguments would forbid a metric named "file".
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -196,7 +197,8 @@ def _npz_bytes(metrics: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file at one stroke: whoever reads finds the old content or the new, whole."""
     # In the same folder, since a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -224,7 +226,7 @@ def load_run(path: Path) -> Result:
     return Result(
         directory=path,
         settings=_read_json(path / SETTINGS),
-        metrics=_read_npz(path / METRICS),
+        metrics=read_npz(path / METRICS),
         summary=_read_json(path / SUMMARY),
     )
 
@@ -239,7 +241,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; raises ValueError, naming the file, where it is cut short or malformed."""
     # Opened as a zip file first: np.load would take anything else for a pickle.
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:

@@ -29,6 +29,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
+# Two devices, as on a machine with two cores: what is spread over devices is so here too.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
 # Functions imported after this check every annotated shape and type when called.
 if any(name.partition(".")[0] == "purerl" for name in sys.modules):
     raise RuntimeError("purerl was imported before tests/conftest.py could install the shape checks")

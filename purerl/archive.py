@@ -1,0 +1,108 @@
+"""What a sweep leaves on disk as it goes: every finished run once, whenever it is killed.
+
+A folder holds `settings.json` (what the sweep is), `chunks/` (what runs left, an npz file for each chunk), and
+`index.sqlite` (which runs are finished, and where: a run counts from the moment it stands there). With the last run
+come the three files of any run directory, and `chunks/` goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from purerl import results
+
+_TABLE = """
+create table if not exists runs (
+    number integer primary key, point integer not null, seed integer not null,
+    file text not null, place integer not null, diverged integer not null, finished text not null
+)
+"""
+
+
+class Archive:
+    """The folder of one sweep of `points` x `seeds` runs; run p x seeds + s is point p with seed s.
+
+    `description` says what the sweep is: whoever opens the folder again must say the same. Raises ValueError, naming
+    the first difference, for a folder that holds another sweep, and FileExistsError for one that holds a finished one.
+    """
+
+    def __init__(self, directory: Path, description: Mapping[str, Any], *, points: int, seeds: int):
+        self.directory = results.create(directory)
+        self.points, self.seeds = points, seeds
+        self.description = results.to_json(description, "description")
+        settings = self.directory / results.SETTINGS
+        if settings.exists():
+            _require_equal(json.loads(settings.read_bytes()), self.description, self.directory)
+        else:
+            results.replace_file(settings, json.dumps(self.description, indent=2).encode())
+        self.chunks = self.directory / "chunks"
+        self.chunks.mkdir(exist_ok=True)
+        with self._index() as index:
+            index.execute(_TABLE)
+
+    def missing(self) -> np.ndarray:
+        """Return the numbers of the runs that are not finished, in order."""
+        with self._index() as index:
+            finished = [number for (number,) in index.execute("select number from runs")]
+        return np.setdiff1d(np.arange(self.points * self.seeds), np.array(finished, np.int64))
+
+    def add(self, numbers: np.ndarray, outputs: Mapping[str, np.ndarray], diverged: np.ndarray) -> None:
+        """Keep what these runs left, arrays [k, ...]: first the file, whole, and then the index, at one stroke."""
+        name = f"{min(numbers):08d}-{len(numbers)}.npz"
+        results.replace_file(self.chunks / name, results.npz_bytes(outputs))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        rows = [
+            (int(number), int(number) // self.seeds, int(number) % self.seeds, name, place, int(diverged[place]), now)
+            for place, number in enumerate(numbers)
+        ]
+        with self._index() as index:
+            index.executemany("insert or ignore into runs values (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Return what all runs left, arrays [points, seeds, ...]. Raises ValueError while some are missing."""
+        if len(self.missing()):
+            raise ValueError(f"{self.directory} lacks {len(self.missing())} of {self.points * self.seeds} runs")
+        with self._index() as index:
+            places = list(index.execute("select number, file, place from runs order by number"))
+        files = {name: results.read_npz(self.chunks / name) for name in {file for _, file, _ in places}}
+        names = next(iter(files.values()))
+        return {
+            name: np.stack([files[file][name][place] for _, file, place in places]).reshape(
+                self.points, self.seeds, *names[name].shape[1:]
+            )
+            for name in names
+        }
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the files of a finished run directory, and remove what they replace."""
+        results.write(self.directory, settings=self.description, metrics=self.read(), summary=summary)
+        shutil.rmtree(self.chunks)
+
+    @contextlib.contextmanager
+    def _index(self) -> Iterator[sqlite3.Connection]:
+        connection = sqlite3.connect(self.directory / "index.sqlite", timeout=60.0)
+        try:
+            with connection:  # commits, or rolls back
+                yield connection
+        finally:
+            connection.close()
+
+
+def _require_equal(former: Any, now: Any, directory: Path, name: str = "") -> None:
+    if isinstance(former, dict) and isinstance(now, dict):
+        for key in [*former, *[key for key in now if key not in former]]:
+            _require_equal(former.get(key), now.get(key), directory, f"{name}.{key}" if name else key)
+    elif former != now:
+        raise ValueError(
+            f"{directory} holds a sweep with {name} {former!r}, and this one has {now!r}; give another folder, or the "
+            "same settings to go on"
+        )

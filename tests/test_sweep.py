@@ -1,0 +1,210 @@
+"""Sweeps: what points are made, that each run is what it would be alone, and that there is one compilation."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from purerl import envs, loop, spread, sweep, tables
+from purerl.agents import q_learning
+from purerl.base import cast_hypers
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+@pytest.fixture(scope="module")
+def cliff():
+    return envs.make("CliffWalking-purerl", 2)
+
+
+@pytest.fixture(scope="module")
+def train(cliff):
+    agent = q_learning.q_learning(cliff.spec)
+
+    def train(key, hypers):
+        run, metrics = loop.train(key, agent, cliff, hypers, iterations=40, rows=4)
+        return {"values": run.agent.values, **metrics}
+
+    return train
+
+
+# --- points ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_has_every_combination_the_last_axis_varying_fastest():
+    batch = sweep.grid(tables.Hypers(discount=0.9), learning_rate=[0.1, 0.2], exploration=[0.0, 0.5, 1.0])
+    assert batch.points == 6
+    pairs = list(itertools.product([0.1, 0.2], [0.0, 0.5, 1.0]))
+    np.testing.assert_allclose(batch.values.learning_rate, [first for first, _ in pairs])
+    np.testing.assert_allclose(batch.values.exploration, [second for _, second in pairs])
+    np.testing.assert_allclose(batch.values.discount, np.full(6, 0.9))
+    assert {name: column.tolist() for name, column in batch.labels.items()} == {
+        "learning_rate": [first for first, _ in pairs],
+        "exploration": [second for _, second in pairs],
+    }
+
+
+def test_without_axes_a_grid_is_the_one_point():
+    batch = sweep.grid(tables.Hypers())
+    assert (batch.points, batch.labels) == (1, {})
+
+
+def test_numbers_are_float32_and_parameters_keep_their_dtypes(cliff):
+    batch = sweep.grid(tables.Hypers(), learning_rate=[1, 0])
+    assert {leaf.dtype for leaf in jax.tree.leaves(batch.values)} == {jnp.dtype(jnp.float32)}
+    params = sweep.grid(cliff.params, max_steps_in_episode=[10, 20])
+    assert params.values.max_steps_in_episode.dtype == jnp.int32
+    assert params.values.max_steps_in_episode.tolist() == [10, 20]
+
+
+def test_products_are_tuples_of_every_combination(cliff):
+    batch = sweep.product(
+        sweep.grid(tables.Hypers(), learning_rate=[0.1, 0.2, 0.3]), sweep.grid(cliff.params, cliff_reward=[-100, -10])
+    )
+    hypers, params = batch.values
+    pairs = list(itertools.product([0.1, 0.2, 0.3], [-100, -10]))
+    np.testing.assert_allclose(np.stack([hypers.learning_rate, params.cliff_reward], axis=1), pairs)
+    assert list(batch.labels) == ["learning_rate", "cliff_reward"]
+    with pytest.raises(ValueError, match="discount is an axis of two batches"):
+        sweep.product(sweep.grid(tables.Hypers(), discount=[1]), sweep.grid(tables.Hypers(), discount=[1]))
+
+
+def test_samples_are_of_their_distributions():
+    batch = sweep.sample(
+        jax.random.key(1),
+        tables.Hypers(),
+        4_000,
+        discount=sweep.uniform(0.5, 1.0),
+        learning_rate=sweep.log_uniform(1e-4, 1e-1),
+        exploration=sweep.choice(0.1, 0.2, 0.4),
+    )
+    assert stats.kstest(batch.labels["discount"], stats.uniform(0.5, 0.5).cdf).pvalue > 1e-3
+    logarithms = np.log10(batch.labels["learning_rate"])
+    assert stats.kstest(logarithms, stats.uniform(-4, 3).cdf).pvalue > 1e-3
+    counts = collections.Counter(np.round(batch.labels["exploration"], 3).tolist())
+    assert set(counts) == {0.1, 0.2, 0.4}
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+    columns = np.stack(list(batch.labels.values()))
+    assert np.abs(np.corrcoef(columns) - np.eye(3)).max() < 0.06
+    np.testing.assert_allclose(batch.values.learning_rate, batch.labels["learning_rate"], rtol=1e-6)
+
+
+def test_more_points_or_axes_leave_those_there_are():
+    key, rate = jax.random.key(2), sweep.log_uniform(1e-4, 1e-1)
+    few = sweep.sample(key, tables.Hypers(), 3, learning_rate=rate)
+    many = sweep.sample(key, tables.Hypers(), 9, discount=sweep.uniform(0, 1), learning_rate=rate)
+    np.testing.assert_array_equal(few.labels["learning_rate"], many.labels["learning_rate"][:3])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: sweep.grid(tables.Hypers(), rate=[1]), "Hypers has no rate; it has learning_rate, discount"),
+        (lambda: sweep.grid(tables.Hypers(), discount=[]), r"discount is \[\]; an axis takes a list of finite numbers"),
+        (lambda: sweep.grid(tables.Hypers(), discount=[math.nan]), r"discount is \[nan\]"),
+        (lambda: sweep.grid(tables.Hypers(), discount=0.5), "discount is 0.5; an axis takes a list"),
+        (lambda: sweep.grid(tables.Hypers(), discount=["a"]), r"discount is \['a'\]"),
+        (lambda: sweep.grid(envs.make("CliffWalking-purerl", 1).params, max_steps_in_episode=[1.5]), "whole numbers"),
+        (lambda: sweep.grid(envs.DynaMaze().default_params, walls=[1]), r"walls is an array of shape \(6, 9\)"),
+        (lambda: sweep.uniform(1, 1), "low is 1 and high is 1; a distribution takes finite bounds"),
+        (lambda: sweep.log_uniform(0, 1), "low is 0; a log-uniform distribution takes a positive number"),
+        (lambda: sweep.choice(), "choice takes at least one value"),
+        (lambda: sweep.sample(jax.random.key(0), tables.Hypers(), 0), "n is 0"),
+    ],
+)
+def test_what_makes_no_points_is_told(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def equal(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_every_run_is_what_it_is_alone_whatever_it_runs_beside(train, devices):
+    batch = sweep.grid(tables.Hypers(), learning_rate=[0.1, 0.5], exploration=[0.1, 0.3])
+    spreading = spread.choose(12, devices=devices, together=1)
+    results = sweep.run(train, KEYS, batch, spread=spreading)
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(results.outputs)} == {(4, 3)}
+    assert results.diverged.shape == (4, 3)
+    assert not results.diverged.any()
+    alone = jax.jit(train)
+    for point, seed in np.ndindex(4, 3):
+        hypers = jax.tree.map(lambda leaf: leaf[point], batch.values)  # noqa: B023
+        equal(
+            jax.tree.map(lambda leaf: leaf[point, seed], results.outputs),  # noqa: B023
+            alone(KEYS[seed], hypers),
+        )
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e9])
+def test_a_run_s_bits_do_not_depend_on_its_chunk(train, seconds, monkeypatch):
+    """With chunks of one run a device, and with one chunk of all."""
+    batch = sweep.grid(tables.Hypers(), learning_rate=np.linspace(0.1, 1.0, 7))
+    spreading = spread.choose(21, devices=2, together=1)
+    expected = sweep.run(train, KEYS, batch, spread=spreading)
+    monkeypatch.setattr(sweep, "SECONDS_PER_CHUNK", seconds)
+    equal(sweep.run(train, KEYS, batch, spread=spreading).outputs, expected.outputs)
+
+
+@pytest.mark.parametrize(("devices", "together"), [(1, 2), (2, 4), (1, 100)])
+def test_together_runs_are_what_they_are_alone(train, devices, together):
+    batch = sweep.grid(tables.Hypers(), learning_rate=[0.1, 0.5, 0.9])
+    one = sweep.run(train, KEYS, batch, spread=spread.choose(9, devices=1, together=1))
+    all_of_them = sweep.run(train, KEYS, batch, spread=spread.choose(9, devices=devices, together=together))
+    for a, b in zip(jax.tree.leaves(one.outputs), jax.tree.leaves(all_of_them.outputs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sweep_compiles_once_and_its_values_nothing(cliff):
+    traces = []
+
+    def train(key, hypers):
+        traces.append(1)
+        agent = q_learning.q_learning(cliff.spec)
+        return loop.train(key, agent, cliff, hypers, iterations=2)[1]
+
+    sweep.run(train, KEYS, sweep.grid(tables.Hypers(), learning_rate=np.linspace(0.1, 1.0, 5)))
+    assert len(traces) <= 2  # once for shapes, once for the program
+
+
+def test_what_diverges_is_marked_and_leaves_the_others_as_they_are(train):
+    def broken(key, hypers):
+        outputs = train(key, hypers)
+        bad = hypers.learning_rate > 0.5
+        return outputs | {"td_error": jnp.where(bad, jnp.nan, outputs["td_error"])}
+
+    batch = sweep.grid(tables.Hypers(), learning_rate=[0.1, 0.9, 0.2])
+    results = sweep.run(broken, KEYS, batch)
+    np.testing.assert_array_equal(results.diverged, [[False] * 3, [True] * 3, [False] * 3])
+    equal(results.outputs["values"], sweep.run(train, KEYS, batch).outputs["values"])
+
+
+def test_batches_of_hypers_and_parameters_reach_train(cliff):
+    agent = q_learning.q_learning(cliff.spec)
+
+    def train(key, values):
+        hypers, params = values
+        return loop.train(key, agent, cliff, hypers, env_params=params, iterations=40)[1]["episode_return"]
+
+    batch = sweep.product(
+        sweep.grid(tables.Hypers(), exploration=[1.0]), sweep.grid(cliff.params, cliff_reward=[-100.0, -7.0])
+    )
+    found = sweep.run(train, KEYS, batch).outputs
+    for place, reward in enumerate([-100.0, -7.0]):
+        params = cliff.params.replace(cliff_reward=jnp.float32(reward))
+        alone = train(KEYS[1], (cast_hypers(tables.Hypers(exploration=1.0)), params))
+        np.testing.assert_allclose(found[place, 1], alone)
+    assert (found[0] != found[1]).any()
