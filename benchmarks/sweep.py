@@ -12,12 +12,17 @@ import resource
 import statistics
 
 import jax
-import ppo as ppo_benchmark
-from _measure import in_turn, record, seconds
 
-from purerl import envs, loop, networks, replay, spread, sweep
-from purerl.agents import dqn
-from purerl.base import cast_hypers
+from purerl import spread
+
+spread.use_all_cores()
+
+import ppo as ppo_benchmark  # noqa: E402
+from _measure import in_turn, record, seconds  # noqa: E402
+
+from purerl import envs, loop, networks, replay, sweep  # noqa: E402
+from purerl.agents import dqn  # noqa: E402
+from purerl.base import cast_hypers  # noqa: E402
 
 SEEDS, STEPS = 32, 100_000  # of PPO; the speed of a run does not depend on its length
 DQN_SEEDS, DQN_STEPS = 16, 50_000
@@ -71,7 +76,6 @@ def main() -> None:
     parser.add_argument("--jaxnasium", metavar="PYTHON")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    spread.use_all_cores()
     for name, parts, seeds, steps in (
         ("PPO", ppo_train(), SEEDS, STEPS),
         ("DQN", dqn_train(), DQN_SEEDS, DQN_STEPS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import jax
 import numpy as np
 import tyro
+
+from purerl import spread
+
+with contextlib.suppress(RuntimeError):  # whoever imports this in the midst of something has decided already
+    spread.use_all_cores()  # before gymnax is imported, and starts jax
 
 from purerl import driver, envs, loop, optimizers, plots, reports, results
 from purerl.base import Spec, cast_hypers
@@ -136,7 +142,7 @@ def run(
     try:
         env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
-        env_params = _env_params(env, settings.env_params)
+        env_params = env_params_of(env, settings.env_params)
         plan = phases(env.spec)
         require_finite(hypers)
         require_fitting(plan, env, hypers, settings.length)
@@ -238,7 +244,7 @@ def _scalars(params: Any) -> dict[str, Any]:
     }
 
 
-def _env_params(env: envs.Env, changes: dict[str, Any] | None) -> Any:
+def env_params_of(env: envs.Env, changes: dict[str, Any] | None) -> Any:
     """Return the environment's parameters with `changes`, of the same dtypes: a new value is no new program."""
     arrays = {}
     for name, value in (changes or {}).items():

@@ -113,6 +113,49 @@ def grid_paths(
     axes.axis("off")
 
 
+def sensitivity(axes: Axes, column: ArrayLike, scores_of: ArrayLike, *, xlabel: str, ylabel: str) -> None:
+    """Draws scores [points, seeds] against the value that each point has on one axis [points]: means with intervals.
+
+    The points that share a value are pooled. Positive values that span more than a factor of twenty go on a
+    logarithmic axis.
+    """
+    x, y = np.asarray(column, np.float64), np.asarray(scores_of, np.float64)
+    values = np.unique(x)
+    pooled = np.full((max(int((x == value).sum()) for value in values) * y.shape[1], len(values)), np.nan)
+    for place, value in enumerate(values):
+        here = y[x == value].ravel()
+        pooled[: len(here), place] = here
+    mean, low, high = _mean_and_interval(pooled)
+    curves(axes, {xlabel: (values, mean, low, high)}, xlabel=xlabel, ylabel=ylabel)
+    axes.plot(x.repeat(y.shape[1]), y.ravel(), ".", color=TEXT, alpha=0.25, markersize=4)
+    axes.get_legend().remove()
+    if values.min() > 0 and values.max() > 20 * values.min():
+        axes.set_xscale("log")
+
+
+def heat_map(axes: Axes, labels: Mapping[str, ArrayLike], values: ArrayLike) -> None:
+    """Draws a value for each point of two axes, name -> [points] each, as coloured cells with the numbers in them.
+
+    Points that share a cell are averaged; a cell without one, or whose values are not finite, stays empty.
+    """
+    (vertical, rows), (horizontal, columns) = ((name, np.asarray(column)) for name, column in labels.items())
+    up, across, found = np.unique(rows), np.unique(columns), np.asarray(values, np.float64)
+    table = np.full((len(up), len(across)), np.nan)
+    for row, column in itertools.product(range(len(up)), range(len(across))):
+        here = found[(rows == up[row]) & (columns == across[column]) & np.isfinite(found)]
+        table[row, column] = here.mean() if here.size else np.nan
+    axes.imshow(table, origin="lower", aspect="auto", cmap="cividis")
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2 if np.isfinite(table).any() else 0.0
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            color = "white" if value < middle else "black"
+            axes.text(column, row, f"{value:.4g}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(across)), [f"{value:.3g}" for value in across])
+    axes.set_yticks(range(len(up)), [f"{value:.3g}" for value in up])
+    axes.set_xlabel(horizontal, color=TEXT)
+    axes.set_ylabel(vertical, color=TEXT)
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Saves a figure as a PNG and returns its path; folders are made."""
     target = Path(path)

@@ -241,7 +241,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, Any]:
     """The arrays of an npz file; raises ValueError, naming the file, where it is cut short or malformed."""
     # Opened as a zip file first: np.load would take anything else for a pickle.
     try:

@@ -26,21 +26,25 @@ from purerl.base import require_count
 def use_all_cores(cores: int | None = None) -> None:
     """Make every core of the CPU a device of jax (or so many `cores`), over which runs are then spread.
 
-    To be called before jax computes anything, at the top of a script or notebook; calling it again is no error. Raises
-    RuntimeError, and says which line to move, if jax has started with fewer.
+    To be called before jax computes anything, at the top of a script or notebook, and before `purerl.envs` is imported:
+    gymnax computes as it is imported. (`purerl.cli`, with which experiments begin, calls it.) Without `cores` a number
+    in the environment's JAX_NUM_CPU_DEVICES wins. Calling it again is no error. Raises RuntimeError, and says which
+    line to move, if jax has started with another number.
     """
-    wanted = len(os.sched_getaffinity(0)) if cores is None else cores
-    require_count("cores", wanted)
+    if cores is None:
+        cores = int(os.environ.get("JAX_NUM_CPU_DEVICES", len(os.sched_getaffinity(0))))
+    require_count("cores", cores)
     try:
-        jax.config.update("jax_num_cpu_devices", wanted)
+        jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError:
         started = len(jax.devices("cpu"))
-        if started == wanted:
+        if started == cores:
             return
         caller = traceback.extract_stack(limit=2)[0]
         raise RuntimeError(
-            f"use_all_cores() was called after jax had started with {started} of {wanted} cores: move line "
-            f"{caller.lineno} of {caller.filename} up, before anything that computes with jax"
+            f"use_all_cores() was called after jax had started with {started} of {cores} cores: move line "
+            f"{caller.lineno} of {caller.filename} up, before anything that computes with jax or imports purerl.envs "
+            "(in a notebook: restart it, and run that line first)"
         ) from None
 
 

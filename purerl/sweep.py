@@ -13,7 +13,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ SECONDS_PER_CHUNK = 5.0  # about how long runs are computed before their results
 MOST_IN_CHUNK = 64  # ... and how many on a device at most, one after another
 
 
+Number = float | int
+
+
 class Batch(NamedTuple):
     """P points of what varies."""
 
@@ -47,8 +50,8 @@ class Batch(NamedTuple):
 # --- points ---------------------------------------------------------------------------------------------------------
 
 
-def grid(base: Any, **axes: Sequence[float]) -> Batch:
-    """Return every combination of the values of these fields of `base`, the last field varying fastest.
+def grid(base: Any, **axes: Any) -> Batch:
+    """Return every combination of the values, lists of numbers, of these fields of `base`, the last varying fastest.
 
     `base` is a dataclass of numbers: hypers, or an environment's parameters. Without axes it is the one point. Raises
     ValueError for a field that `base` lacks or that is no single number, and for values that are not finite numbers.
@@ -64,13 +67,13 @@ class Distribution(NamedTuple):
     draw: Callable[[Key[Array, ""]], Float[Array, ""]]
 
 
-def uniform(low: float, high: float) -> Distribution:
+def uniform(low: Number, high: Number) -> Distribution:
     """Return the uniform distribution on [low, high)."""
     _require_bounds(low, high)
     return Distribution(lambda key: jax.random.uniform(key, minval=low, maxval=high))
 
 
-def log_uniform(low: float, high: float) -> Distribution:
+def log_uniform(low: Number, high: Number) -> Distribution:
     """Return the distribution of numbers whose logarithm is uniform, from `low` above 0 to `high`."""
     _require_bounds(low, high)
     if low <= 0:
@@ -78,7 +81,7 @@ def log_uniform(low: float, high: float) -> Distribution:
     return Distribution(lambda key: jnp.exp(jax.random.uniform(key, minval=math.log(low), maxval=math.log(high))))
 
 
-def choice(*values: float) -> Distribution:
+def choice(*values: Number) -> Distribution:
     """Return the distribution in which all of these have the same probability."""
     if not values:
         raise ValueError("choice takes at least one value")
@@ -131,7 +134,7 @@ def _array(leaf: Any) -> Any:
     return jnp.asarray(leaf, jnp.float32) if isinstance(leaf, bool | int | float) else jnp.asarray(leaf)
 
 
-def _column(base: Any, name: str, values: Sequence[float]) -> list[float]:
+def _column(base: Any, name: str, values: Any) -> list[Any]:
     fields = [field.name for field in dataclasses.fields(base)]
     if name not in fields:
         raise ValueError(f"{type(base).__name__} has no {name}; it has {', '.join(fields)}")
@@ -146,7 +149,7 @@ def _column(base: Any, name: str, values: Sequence[float]) -> list[float]:
     return column.tolist()
 
 
-def _require_bounds(low: float, high: float) -> None:
+def _require_bounds(low: Number, high: Number) -> None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low is {low} and high is {high}; a distribution takes finite bounds, the lower first")
 
@@ -154,6 +157,7 @@ def _require_bounds(low: float, high: float) -> None:
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Train(Protocol):
     def __call__(self, key: Key[Array, ""], hypers: Any) -> PyTree:
         """Return what one run leaves: arrays of fixed shapes."""

@@ -20,9 +20,9 @@ LEVELS = {
     **dict.fromkeys(["agents", "rollout", "archive"], 3),
     **dict.fromkeys(["loop", "evaluate"], 4),
     **dict.fromkeys(["driver", "sweep", "export", "play", "launch"], 5),
-    "reports": 6,
+    **dict.fromkeys(["reports", "sweep_reports"], 6),
     "cli": 7,
-    "policy_cli": 8,
+    **dict.fromkeys(["policy_cli", "sweep_cli"], 8),
 }
 # Forbidden even where lower: so any agent runs under any environment, loop or mesh.
 FORBIDDEN = {

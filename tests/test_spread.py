@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -23,9 +24,10 @@ def script(tmp_path, text):
 def test_every_core_becomes_a_device_and_asking_again_is_no_error(tmp_path):
     text = """
 import jax
-from purerl import cli, spread
+from purerl import spread
 spread.use_all_cores(3)
 spread.use_all_cores(3)
+from purerl import envs
 print(jax.numpy.ones(2).sum(), len(jax.devices()))
 spread.use_all_cores(3)
 """
@@ -38,6 +40,14 @@ def test_too_late_it_says_which_line_to_move(tmp_path):
     done = script(tmp_path, text)
     assert done.returncode == 1
     assert f"move line 5 of {tmp_path / 'script.py'} up, before anything that computes with jax" in done.stderr
+
+
+def test_scripts_have_all_cores_by_importing_the_command_line_and_the_user_s_number_wins(tmp_path, monkeypatch):
+    text = "import jax\nfrom purerl import cli\nprint(len(jax.devices()))\n"
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    assert script(tmp_path, text).stdout == "3\n"
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    assert script(tmp_path, text).stdout == f"{len(os.sched_getaffinity(0))}\n"
 
 
 def test_what_suits_the_devices_is_chosen_and_can_be_overridden():

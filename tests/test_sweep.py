@@ -197,7 +197,7 @@ def test_batches_of_hypers_and_parameters_reach_train(cliff):
 
     def train(key, values):
         hypers, params = values
-        return loop.train(key, agent, cliff, hypers, env_params=params, iterations=40)[1]["episode_return"]
+        return loop.train(key, agent, cliff, hypers, env_params=params, iterations=40)[1]["td_error"]
 
     batch = sweep.product(
         sweep.grid(tables.Hypers(), exploration=[1.0]), sweep.grid(cliff.params, cliff_reward=[-100.0, -7.0])
