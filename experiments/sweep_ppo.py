@@ -21,7 +21,9 @@ class Settings(ppo.Settings):
 
     total_steps: int = 100_000
     seeds: int = 5
-    sweep: Axes = Axes(learning_rate=(1e-4, 3e-4, 1e-3, 3e-3), entropy_weight=(0.0, 0.01))
+    sweep: Axes = Axes(  # pyright: ignore[reportInvalidTypeForm]
+        learning_rate=(1e-4, 3e-4, 1e-3, 3e-3), entropy_weight=(0.0, 0.01)
+    )
 
 
 def main(settings: Settings) -> results.Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,7 +74,11 @@ class BadInput(ValueError):
 
 
 def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> None:
-    """Run `main` with the settings of the command line; bad input ends in one sentence and exit status 2."""
+    """Run `main` with the settings of the command line; bad input ends in one sentence and exit status 2.
+
+    Programs are kept compiled in ~/.cache/purerl (or where JAX_COMPILATION_CACHE_DIR says), for the next time.
+    """
+    _keep_programs()
     try:
         main(parse(settings))
     except BadInput as error:
@@ -82,6 +87,14 @@ def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> No
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _keep_programs() -> None:
+    """Let jax keep what takes long to compile, unless the user's environment says something of it."""
+    if not any(name in os.environ for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "purerl"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def parse(settings: type[AnySettings], arguments: Sequence[str] | None = None) -> AnySettings:

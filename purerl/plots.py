@@ -61,7 +61,8 @@ def curves(
 ) -> None:
     """Draws several curves into one frame: name -> (x, mean, low, high), each [points], low to high being a band.
 
-    The colours are COLORS, in order and again from the first; `legend` says where it stands, in matplotlib's words.
+    The colours are COLORS, in order and again from the first; `legend` says where it stands, in matplotlib's words, and
+    None is none.
     """
     for (name, (x, mean, low, high)), color in zip(drawn.items(), itertools.cycle(COLORS)):
         marker = "o" if len(np.atleast_1d(x)) == 1 else None
@@ -70,7 +71,8 @@ def curves(
     axes.set_xlabel(xlabel, color=TEXT)
     axes.set_ylabel(ylabel, color=TEXT)
     columns = 2 if len(drawn) > 4 else 1
-    axes.legend(fontsize=9, labelcolor=TEXT, loc=legend, framealpha=0.85, edgecolor="none", ncols=columns)
+    if legend is not None:
+        axes.legend(fontsize=9, labelcolor=TEXT, loc=legend, framealpha=0.85, edgecolor="none", ncols=columns)
     _style_frame(axes)
 
 
@@ -126,9 +128,8 @@ def sensitivity(axes: Axes, column: ArrayLike, scores_of: ArrayLike, *, xlabel: 
         here = y[x == value].ravel()
         pooled[: len(here), place] = here
     mean, low, high = _mean_and_interval(pooled)
-    curves(axes, {xlabel: (values, mean, low, high)}, xlabel=xlabel, ylabel=ylabel)
+    curves(axes, {xlabel: (values, mean, low, high)}, xlabel=xlabel, ylabel=ylabel, legend=None)
     axes.plot(x.repeat(y.shape[1]), y.ravel(), ".", color=TEXT, alpha=0.25, markersize=4)
-    axes.get_legend().remove()
     if values.min() > 0 and values.max() > 20 * values.min():
         axes.set_xscale("log")
 

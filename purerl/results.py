@@ -15,9 +15,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas
 
 SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.npz", "summary.json"
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
@@ -121,6 +124,25 @@ def table(results: Result | Iterable[Result]) -> list[dict[str, Any]]:
         row["directory"] = str(result.directory)
         rows.append(row)
     return rows
+
+
+def frame(result: Result) -> pandas.DataFrame:
+    """A sweep as a pandas table: a row for each run, with its point's value on every axis, its seed and its score.
+
+    The score is NaN for a run that diverged; `diverged_at` is then the update in which it did. Raises ValueError for
+    what is no sweep.
+    """
+    import pandas
+
+    if "labels" not in result.summary:
+        raise ValueError(f"{result.directory} holds no sweep; results.table takes single runs")
+    seeds = result.summary["seeds"]
+    scores = [row["per_seed"] for row in result.summary["points"]]
+    columns = {name: np.repeat(values, seeds) for name, values in result.summary["labels"].items()}
+    columns["seed"] = np.tile(np.arange(seeds), len(scores))
+    columns["score"] = np.array(scores, float).ravel()
+    columns["diverged_at"] = result.metrics["diverged_at"].ravel()
+    return pandas.DataFrame(columns)
 
 
 def versions() -> dict[str, str]:

@@ -70,6 +70,30 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
+    """Probability that a run of X scores higher than one of Y, ties counting half, as a mean over tasks.
+
+    Each is [runs], or [runs, tasks] with the same tasks; the numbers of runs may differ. Raises
+    ValueError on other shapes and scores that are not finite. Agarwal et al. (2021), section 4.3.
+    """
+    ours, theirs = (scores[:, None] if scores.ndim == 1 else scores for scores in (_finite(x), _finite(y)))
+    if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
+        raise ValueError(
+            f"x has shape {np.shape(x)} and y {np.shape(y)}; they take [runs], or [runs, tasks] with the same tasks."
+        )
+    apart = ours[:, None] - theirs
+    return float(np.mean((apart > 0) + 0.5 * (apart == 0)))
+
+
+def performance_profile(x: ArrayLike, thresholds: ArrayLike) -> Float[np.ndarray, " T"]:
+    """Share of all runs that score higher than each of `thresholds` [T]; `x` has any shape.
+
+    Raises ValueError where `x` is empty or not finite. Dolan & Moré (2002); Agarwal et al. (2021), section 4.2.
+    """
+    scores = np.sort(_finite(x).ravel())
+    return 1.0 - np.searchsorted(scores, np.asarray(thresholds, np.float64), side="right") / scores.size
+
+
 def summary(per_seed: ArrayLike) -> dict[str, Any]:
     """Scores of [seeds] as a JSON-ready dict: per_seed, mean, iqm, ci95 = [low, high] of the iqm.
 

@@ -235,6 +235,8 @@ def each(
             point, seed = np.divmod(np.array(places), seeds)
             runs = keys[seed], jax.tree.map(lambda leaf, point=point: leaf[point], batch.values)
             placed = spreading.place(spread, (jnp.asarray(counts, jnp.int32), runs))
+            if width > 1 and spread.devices[0].platform == "cpu":
+                _require_no_lapack(program.lower(*placed).as_text())
             unread.append((now, counts, program(*placed)))
         if len(unread) > 1 or not waiting:
             now, counts, outputs = unread.pop(0)
@@ -267,6 +269,15 @@ def _program(train: Train, spread: Spread, capacity: int, width: int) -> Callabl
         return jax.lax.fori_loop(0, counts[0], one, empty)
 
     return jax.jit(spreading.sharded(share, spread))
+
+
+def _require_no_lapack(program: str) -> None:
+    """Raise a ValueError for a batched program that could wait for ever."""
+    if "lapack_" in program:
+        raise ValueError(
+            "train calls LAPACK (jax's orthogonal initialiser does): two such calls, batched, can wait for each other "
+            "for ever on a CPU. Run one after another, together=1, or initialise by layers.orthogonal"
+        )
 
 
 def diverged(outputs: PyTree, leading: tuple[int, ...]) -> np.ndarray:

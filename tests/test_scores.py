@@ -114,3 +114,32 @@ def test_summary_of_one_seed_and_of_none():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def test_the_probability_of_improvement_is_the_statistic_of_mann_and_whitney():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(8, size=(13, 3)).astype(float), rng.integers(8, size=(9, 3)).astype(float)
+    expected = np.mean([stats.mannwhitneyu(x[:, task], y[:, task]).statistic / (13 * 9) for task in range(3)])
+    assert scores.probability_of_improvement(x, y) == pytest.approx(expected)
+    assert scores.probability_of_improvement(x[:, 0], x[:, 0]) == 0.5
+    assert scores.probability_of_improvement([2.0, 3.0], [1.0]) == 1.0
+    assert scores.probability_of_improvement(x, y) + scores.probability_of_improvement(y, x) == pytest.approx(1.0)
+
+
+def test_the_performance_profile_is_one_less_the_distribution_function():
+    x = np.random.default_rng(1).integers(10, size=(7, 4)).astype(float)
+    thresholds = np.array([-1.0, 0.0, 2.5, 5.0, 9.0, 20.0])
+    expected = stats.ecdf(x.ravel()).sf.evaluate(thresholds)
+    np.testing.assert_allclose(scores.performance_profile(x, thresholds), expected)
+
+
+def test_what_cannot_be_compared_is_told():
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3\) and y \(2, 2\); they take"):
+        scores.probability_of_improvement(np.zeros((2, 3)), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="not finite"):
+        scores.probability_of_improvement([1.0, np.nan], [1.0])
+    with pytest.raises(ValueError, match="not finite"):
+        scores.performance_profile([np.inf], [0.0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import itertools
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purerl import envs, loop, spread, sweep, tables
+from purerl import envs, exploration, loop, replay, spread, sweep, tables
 from purerl.agents import q_learning
 from purerl.base import cast_hypers
 
@@ -168,6 +170,45 @@ def test_together_runs_are_what_they_are_alone(train, devices, together):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+# Each would wait for ever if anything could.
+HANG = """
+from purerl import spread
+spread.use_all_cores(2)
+import flax.linen as nn, jax
+from purerl import envs, loop, networks, sweep, tables
+from purerl.agents import ppo
+
+def lapack(key, hypers):  # jax's own initialiser, many times
+    keys = jax.random.split(key, 6)
+    return sum(nn.initializers.orthogonal()(key, (64, 64)).sum() for key in keys) * hypers.discount
+
+env = envs.make("CartPole-v1", 2)
+agent = ppo.ppo(env.spec, networks.policy(env.spec), networks.state_values(env.spec), epochs=1, minibatches=1)
+begun = sweep.trainer([loop.Phase(agent, 4)], env, length=2)
+for seed in range(2):
+    keys = jax.random.split(jax.random.key(seed), 32)
+    sweep.run(lapack, keys, sweep.grid(tables.Hypers()))
+    for together in (1, 16):
+        sweep.run(begun, keys, sweep.grid(ppo.Hypers()), spread=spread.choose(32, together=together))
+print("not one hung")
+"""
+
+
+def test_many_seeds_started_at_once_do_not_hang():
+    done = subprocess.run([sys.executable, "-c", HANG], timeout=120, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "not one hung\n"), done.stderr
+
+
+def test_what_could_hang_when_batched_is_refused():
+    def train(key, hypers):
+        return jnp.linalg.qr(jax.random.normal(key, (4, 4)))[0] * hypers.discount
+
+    batch = sweep.grid(tables.Hypers())
+    with pytest.raises(ValueError, match=r"train calls LAPACK .* together=1, or initialise by layers\.orthogonal"):
+        sweep.run(train, KEYS, batch, spread=spread.choose(3, together=2))
+    assert sweep.run(train, KEYS, batch).outputs.shape == (1, 3, 4, 4)
+
+
 def test_a_sweep_compiles_once_and_its_values_nothing(cliff):
     traces = []
 
@@ -208,3 +249,62 @@ def test_batches_of_hypers_and_parameters_reach_train(cliff):
         alone = train(KEYS[1], (cast_hypers(tables.Hypers(exploration=1.0)), params))
         np.testing.assert_allclose(found[place, 1], alone)
     assert (found[0] != found[1]).any()
+
+
+# --- training, as what is swept -------------------------------------------------------------------------------------
+
+
+def phases_of(cliff, steps=(24, 96)):
+    learner = q_learning.q_learning(cliff.spec)
+    buffer = replay.uniform(cliff.spec, 40)
+    collect, learn = (replay.with_replay(learner, buffer, batch_size=4, updates=updates) for updates in (0, 1))
+    return [loop.Phase(collect, steps[0]), loop.Phase(learn, steps[1])]
+
+
+def test_training_is_that_of_the_loop_phase_by_phase(cliff):
+    judge = envs.make("CliffWalking-purerl", 3)
+    phases, hypers = phases_of(cliff), cast_hypers(tables.Hypers(exploration=1.0))
+    train = sweep.trainer(phases, cliff, length=2, rows=4, judge=judge, max_steps=30)
+    key = jax.random.key(3)
+    found = jax.jit(train)(key, hypers)
+    run = loop.begin(jax.random.split(key)[0], phases[0].agent, cliff, hypers)
+    run, _ = loop.advance(run, phases[0].agent, cliff, hypers, iterations=6, length=2)
+    run, metrics = jax.jit(
+        lambda run: loop.advance(run, phases[1].agent, cliff, hypers, iterations=24, length=2, rows=4)
+    )(run)
+    np.testing.assert_allclose(found["td_error"], metrics["td_error"], rtol=1e-5)
+    np.testing.assert_array_equal(found["episodes"], metrics["episodes"])
+    assert found["evaluation_return"].shape == (3,)
+    assert int(found["diverged_at"]) == -1
+    # The same parameters of the environment, handed over as numbers.
+    pair = jax.jit(train)(key, (hypers, cliff.params))
+    np.testing.assert_array_equal(pair["td_error"], found["td_error"])
+
+
+def test_the_update_in_which_a_run_went_astray_is_told(cliff):
+    agent = q_learning.q_learning(cliff.spec)
+
+    def update(key, state, rollout, hypers):
+        state, metrics = agent.update(key, state, rollout, hypers)
+        visits = jnp.sum(state.values != 0)
+        return state, metrics | {"bad": jnp.where((hypers.initial_value > 0.5) & (visits > 190), jnp.nan, 1.0)}
+
+    train = sweep.trainer([loop.Phase(agent._replace(update=update), 40)], cliff)
+    batch = sweep.grid(tables.Hypers(learning_rate=0.1), initial_value=[0.1, 1.0])
+    results = sweep.run(train, KEYS, batch)
+    np.testing.assert_array_equal(results.diverged, [[False] * 3, [True] * 3])
+    np.testing.assert_array_equal(results.outputs["diverged_at"], [[-1] * 3, [0] * 3])
+
+
+def test_a_watched_agent_is_the_agent(cliff):
+    """Whatever it does, and to the bit; and it still counts what it observes."""
+    agent = q_learning.q_learning(cliff.spec, explore=exploration.ucb)
+    hypers = tables.Hypers(exploration=2.0)
+
+    def train(agent):
+        return jax.jit(lambda key: loop.train(key, agent, cliff, hypers, iterations=30, length=3)[0])(KEYS[0])
+
+    plain, watched = train(agent), train(sweep.watched(agent))
+    equal(plain.agent, watched.agent.state)
+    equal(plain.episodes, watched.episodes)
+    assert int(watched.agent.updates) == 30

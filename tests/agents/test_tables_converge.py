@@ -98,15 +98,21 @@ def test_each_comes_to_the_values_that_planning_computes(name):
 def test_each_that_has_a_model_comes_to_the_best_values_where_nothing_is_left_to_chance(name):
     make, hypers = MODELS[name]
     starts = jnp.where(jnp.arange(STATES) < STATES - 1, 1 / (STATES - 1), 0.0)
-    for seed in range(3):
+
+    def certain(seed):
         transition, reward, terminal = random_mdp(seed)
-        certain = jax.nn.one_hot(jnp.argmax(transition, axis=-1), STATES), reward, terminal
-        env = envs.make(envs.tabular_mdp(*certain, starts, max_steps=20), 4)
-        numbers = cast_hypers(hypers(learning_rate=0.5, discount=DISCOUNT, exploration=EPSILON))
-        run, _ = jax.jit(
-            lambda key, env=env, numbers=numbers: loop.train(
-                key, make(env.spec), env, numbers, iterations=500, length=4
-            )
-        )(jax.random.key(seed))
-        expected = planning.value_iteration(*certain, DISCOUNT).action_value
-        np.testing.assert_allclose(run.agent.values[:-1], expected[:-1], atol=1e-3)
+        return jax.nn.one_hot(jnp.argmax(transition, axis=-1), STATES), reward, terminal
+
+    env = envs.make(envs.tabular_mdp(*certain(0), starts, max_steps=20), 4)
+    agent = make(env.spec)
+    numbers = cast_hypers(hypers(learning_rate=0.5, discount=DISCOUNT, exploration=EPSILON))
+
+    @jax.jit
+    def learned(key, numbers, params):
+        return loop.train(key, agent, env, numbers, iterations=500, length=4, env_params=params)[0].agent.values
+
+    for seed in range(3):
+        params = envs.tabular_mdp(*certain(seed), starts, max_steps=20).default_params
+        values = learned(jax.random.key(seed), numbers, jax.tree.map(jnp.asarray, params))
+        expected = planning.value_iteration(*certain(seed), DISCOUNT).action_value
+        np.testing.assert_allclose(values[:-1], expected[:-1], atol=1e-3)
