@@ -13,6 +13,7 @@ from purerl import cli, results, sweep_cli
 from purerl.agents import dqn as agent
 
 Axes = sweep_cli.axes(agent.Hypers)
+USUAL = {"learning_rate": (1e-4, 3e-4, 1e-3), "target_period": (50.0, 500.0)}  # where none is asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,14 +22,14 @@ class Settings(dqn.Settings):
 
     total_steps: int = 100_000
     seeds: int = 4
-    sweep: Axes = Axes(  # pyright: ignore[reportInvalidTypeForm]
-        learning_rate=(1e-4, 3e-4, 1e-3), target_period=(50.0, 500.0)
-    )
+    sweep: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
 
 
 def main(settings: Settings) -> results.Result:
     """Train all points and write the folder."""
-    return sweep_cli.run(settings, lambda spec: dqn.phases(settings, spec), agent="dqn", hypers=settings.hypers)
+    return sweep_cli.run(
+        settings, lambda spec: dqn.phases(settings, spec), agent="dqn", hypers=settings.hypers, usual=USUAL
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from purerl import cli, results, sweep_cli
 from purerl.agents import ppo as agent
 
 Axes = sweep_cli.axes(agent.Hypers)
+USUAL = {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "entropy_weight": (0.0, 0.01)}  # where none is asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,13 @@ class Settings(ppo.Settings):
 
     total_steps: int = 100_000
     seeds: int = 5
-    sweep: Axes = Axes(  # pyright: ignore[reportInvalidTypeForm]
-        learning_rate=(1e-4, 3e-4, 1e-3, 3e-3), entropy_weight=(0.0, 0.01)
-    )
+    sweep: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
 
 
 def main(settings: Settings) -> results.Result:
     """Train all points and write the folder."""
     hypers = cli.annealed(settings, settings.hypers)
-    return sweep_cli.run(settings, lambda spec: ppo.phases(settings, spec), agent="ppo", hypers=hypers)
+    return sweep_cli.run(settings, lambda spec: ppo.phases(settings, spec), agent="ppo", hypers=hypers, usual=USUAL)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,17 +32,24 @@ create table if not exists runs (
 class Archive:
     """The folder of one sweep of `points` x `seeds` runs; run p x seeds + s is point p with seed s.
 
-    `description` says what the sweep is: whoever opens the folder again must say the same. Raises ValueError, naming
-    the first difference, for a folder that holds another sweep, and FileExistsError for one that holds a finished one.
+    `description` says what the sweep is: whoever opens the folder again must say the same. One process at a time has it
+    (where the system has locks of files: not on Windows), until it ends or `close`. Raises ValueError, naming the first
+    difference, for a folder that holds another sweep, and FileExistsError for one that holds a finished one or that
+    another process is at work in.
     """
 
     def __init__(self, directory: Path, description: Mapping[str, Any], *, points: int, seeds: int):
         self.directory = results.create(directory)
         self.points, self.seeds = points, seeds
-        self.description = results.to_json(description, "description")
+        self.description = results.to_json(dict(description) | {"runs": {"points": points, "seeds": seeds}})
         settings = self.directory / results.SETTINGS
+        self._lock = _locked(self.directory / "lock")
         if settings.exists():
-            _require_equal(json.loads(settings.read_bytes()), self.description, self.directory)
+            try:
+                _require_equal(results.read_json(settings), self.description, self.directory)
+            except ValueError:
+                self.close()
+                raise
         else:
             results.replace_file(settings, json.dumps(self.description, indent=2).encode())
         self.chunks = self.directory / "chunks"
@@ -57,7 +65,7 @@ class Archive:
 
     def add(self, numbers: np.ndarray, outputs: Mapping[str, np.ndarray], diverged: np.ndarray) -> None:
         """Keep what these runs left, arrays [k, ...]: first the file, whole, and then the index, at one stroke."""
-        name = f"{min(numbers):08d}-{len(numbers)}.npz"
+        name = f"{min(numbers):08d}-{uuid.uuid4().hex[:8]}.npz"  # never one that is there: the index knows its places
         results.replace_file(self.chunks / name, results.npz_bytes(outputs))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         rows = [
@@ -86,6 +94,12 @@ class Archive:
         """Write the files of a finished run directory, and remove what they replace."""
         results.write(self.directory, settings=self.description, metrics=self.read(), summary=summary)
         shutil.rmtree(self.chunks)
+        (self.directory / "lock").unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.close()
 
     @contextlib.contextmanager
     def _index(self) -> Iterator[sqlite3.Connection]:
@@ -95,6 +109,21 @@ class Archive:
                 yield connection
         finally:
             connection.close()
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """Return a file that is locked until it is closed or the process ends, however it ends."""
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        raise FileExistsError(f"directory is {path.parent}, in which another process is at work") from None
+    return file
 
 
 def _require_equal(former: Any, now: Any, directory: Path, name: str = "") -> None:

@@ -159,7 +159,7 @@ def run(
         plan = phases(env.spec)
         require_finite(hypers)
         require_fitting(plan, env, hypers, settings.length)
-        settings = _effective(settings, env_params, sum(phase.steps for phase in plan))
+        settings = effective(settings, env_params, sum(phase.steps for phase in plan))
         directory = results.create(settings.out or results.default_directory(agent, settings.env))
         settings = dataclasses.replace(settings, out=directory)
     except (ValueError, TypeError, OSError, OverflowError) as error:
@@ -201,7 +201,7 @@ def require_fitting(plan: Sequence[driver.Phase], env: envs.Env, hypers: Any, le
         )
 
 
-def _effective(settings: SettingsT, env_params: Any, total: int) -> SettingsT:
+def effective(settings: SettingsT, env_params: Any, total: int) -> SettingsT:
     """Return the settings with what was left open filled in, and with all of the environment's numbers."""
     eval_every = max(1, total // 10) if settings.eval_every is None else settings.eval_every
     log_every = settings.log_every or max(1, total // 100)

@@ -247,13 +247,14 @@ def load_run(path: Path) -> Result:
             raise FileNotFoundError(f"{path} holds no {name}, though it holds a {SUMMARY}.")
     return Result(
         directory=path,
-        settings=_read_json(path / SETTINGS),
+        settings=read_json(path / SETTINGS),
         metrics=read_npz(path / METRICS),
-        summary=_read_json(path / SUMMARY),
+        summary=read_json(path / SUMMARY),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ValueError, naming the file, where it is malformed."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:

@@ -76,7 +76,8 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     Each is [runs], or [runs, tasks] with the same tasks; the numbers of runs may differ. Raises
     ValueError on other shapes and scores that are not finite. Agarwal et al. (2021), section 4.3.
     """
-    ours, theirs = (scores[:, None] if scores.ndim == 1 else scores for scores in (_finite(x), _finite(y)))
+    both = _finite(x), _finite(y, "y")
+    ours, theirs = (scores[:, None] if scores.ndim == 1 else scores for scores in both)
     if ours.ndim != 2 or theirs.ndim != 2 or ours.shape[1] != theirs.shape[1]:
         raise ValueError(
             f"x has shape {np.shape(x)} and y {np.shape(y)}; they take [runs], or [runs, tasks] with the same tasks."
@@ -125,12 +126,12 @@ def _numbers(x: ArrayLike, name: str) -> np.ndarray:
         raise ValueError(f"{name} is {x!r:.80}; it takes an array of numbers.") from error
 
 
-def _finite(x: ArrayLike) -> np.ndarray:
-    scores = _numbers(x, "x")
+def _finite(x: ArrayLike, name: str = "x") -> np.ndarray:
+    scores = _numbers(x, name)
     if scores.size == 0:
-        raise ValueError(f"x has shape {scores.shape}; it takes at least one score.")
+        raise ValueError(f"{name} has shape {scores.shape}; it takes at least one score.")
     # Trimming would drop a NaN or an infinity from one end without a word.
     bad = int(np.sum(~np.isfinite(scores)))
     if bad:
-        raise ValueError(f"x has {bad} of {scores.size} scores that are not finite; leave those runs out first.")
+        raise ValueError(f"{name} has {bad} of {scores.size} scores that are not finite; leave those runs out first.")
     return scores

@@ -32,7 +32,10 @@ def use_all_cores(cores: int | None = None) -> None:
     line to move, if jax has started with another number.
     """
     if cores is None:
-        cores = int(os.environ.get("JAX_NUM_CPU_DEVICES", len(os.sched_getaffinity(0))))
+        # Of the cores that this process may use, where the system tells (Linux).
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        asked = os.environ.get("JAX_NUM_CPU_DEVICES", "")
+        cores = int(asked) if asked.isdigit() and int(asked) > 0 else own
     require_count("cores", cores)
     try:
         jax.config.update("jax_num_cpu_devices", cores)

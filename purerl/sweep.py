@@ -109,6 +109,8 @@ def product(*batches: Batch) -> Batch:
 
     `train` is then handed (key, (hypers, env_params)). Raises ValueError for an axis that two of them have.
     """
+    if len(batches) < 2:
+        raise ValueError(f"product is of {len(batches)} batches; it takes at least two")
     names = [name for batch in batches for name in batch.labels]
     for name in names:
         if names.count(name) > 1:
@@ -143,9 +145,13 @@ def _column(base: Any, name: str, values: Any) -> list[Any]:
     column = np.asarray(values)
     if column.ndim != 1 or not column.size or column.dtype.kind not in "biuf" or not np.isfinite(column).all():
         raise ValueError(f"{name} is {values!r}; an axis takes a list of finite numbers, at least one")
-    whole = _array(getattr(base, name)).dtype.kind in "iu"
-    if whole and (column != np.round(column)).any():
-        raise ValueError(f"{name} is {values!r}; {type(base).__name__} takes whole numbers there")
+    dtype = _array(getattr(base, name)).dtype
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = column.astype(dtype)
+    if dtype.kind in "iu" and (cast.astype(np.float64) != column).any():
+        raise ValueError(f"{name} is {values!r}; {type(base).__name__} takes whole numbers of {dtype} there")
+    if not np.isfinite(cast).all():
+        raise ValueError(f"{name} is {values!r}; an axis takes numbers that {dtype} can hold")
     return column.tolist()
 
 
@@ -160,7 +166,7 @@ def _require_bounds(low: Number, high: Number) -> None:
 @runtime_checkable
 class Train(Protocol):
     def __call__(self, key: Key[Array, ""], hypers: Any) -> PyTree:
-        """Return what one run leaves: arrays of fixed shapes."""
+        """Return what one run leaves: arrays of fixed shapes. To be hashable, as functions are: it is compiled once."""
         ...
 
 
@@ -184,10 +190,10 @@ def run(
     """Run `train(key, hypers)` at every point with every key, all with one compilation, and return what they left.
 
     Point p with seed s is run p S + s, and has the key of its seed: points are compared on the same seeds. Runs are
-    spread over the devices as `spread` says (by default as suits them: `spread.choose`); a run's bits do not depend on
-    how many there are, nor on how they are parted. With an `archive` every finished run is kept on disk as it goes, and
-    those that are there already are not run again; `train` then returns a dict of arrays. `progress` is told of runs.
-    Raises ValueError for no keys.
+    spread over the devices as `spread` says (by default as suits them: `spread.choose`). One after another, a run's
+    bits do not depend on what else is run, nor where; together, they depend on how many are. With an `archive`
+    every finished run is kept on disk as it goes, and those that are there already are not run again; `train` then
+    returns a dict of arrays. `progress` is told of runs. Raises ValueError for no keys.
     """
     points, seeds = batch.points, len(keys)
     require_count("the number of keys", seeds)
@@ -217,7 +223,8 @@ def each(
 ) -> Iterator[tuple[np.ndarray, PyTree]]:
     """Compute runs of these numbers, and yield (their numbers [k], what they left, leaves [k, ...]) as they finish."""
     devices, seeds = len(spread.devices), len(keys)
-    most = math.ceil(len(numbers) / devices)
+    # Of the whole sweep, not of what is missing of it: a batch of another width would have other roundings.
+    most = math.ceil(batch.points * seeds / devices)
     width = min(spread.together, most)
     # Together it is one batch a device. One after another it is as many as about five seconds hold; how many is a
     # traced number, so that no chunk is another program, and no run's bits depend on the chunk that it is in.
@@ -333,10 +340,17 @@ def trainer(
     It returns a dict: the metrics of the last phase [rows], as means over its iterations, `episode_return` and
     `episode_length` as means over the episodes that ended in a row (NaN if none did); `evaluation_return` [E], greedy
     returns in the E environments of `judge`, if there is one, of at most `max_steps` steps; and `diverged_at`, the
-    first update whose metrics were not finite, or -1. Raises ValueError for rows that do not divide the last phase.
+    first update whose metrics were not finite (the last one, if only the agent's state then held a NaN), or -1. Raises
+    ValueError for no phases, for steps and rows below one, and for rows that do not divide the last phase.
     """
+    if not phases:
+        raise ValueError("phases is empty; it takes at least one")
+    for name, count in [("length", length), ("rows", rows), *[("steps", phase.steps) for phase in phases]]:
+        require_count(name, count)
     agents = [watched(phase.agent) for phase in phases]
     counts = [-(-phase.steps // (length * env.spec.num_envs)) for phase in phases]
+    if counts[-1] % rows:
+        raise ValueError(f"rows is {rows}, which does not divide the {counts[-1]} iterations of the last phase")
 
     def train(key: Key[Array, ""], hypers: Any) -> dict[str, Array]:
         numbers, params = hypers if isinstance(hypers, tuple) else (hypers, None)
@@ -349,7 +363,10 @@ def trainer(
             )
         for name in ("episode_return", "episode_length"):
             metrics[name] = metrics[name] / metrics["episodes"]
-        found = metrics | {"diverged_at": run.agent.diverged_at}
+        leaves = [leaf for leaf in jax.tree.leaves(run.agent.state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        lost = jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in leaves])) if leaves else jnp.bool_(False)
+        unseen = lost & (run.agent.diverged_at < 0)
+        found = metrics | {"diverged_at": jnp.where(unseen, run.agent.updates - 1, run.agent.diverged_at)}
         if judge is not None:
             verdict = evaluate.evaluate(
                 judge_key, agents[-1], run.agent, judge, numbers, max_steps=max_steps, env_params=params

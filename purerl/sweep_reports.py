@@ -68,7 +68,7 @@ def pictures(results: Results, steps: np.ndarray, directory: Path, *, title: str
     curves = {}
     for point in best:
         kept = ~results.diverged[point]
-        name = ", ".join(f"{name} {column[point]:.3g}" for name, column in results.labels.items()) or "all"
+        name = ", ".join(f"{name} {column[point]:.6g}" for name, column in results.labels.items()) or "all"
         if kept.any():
             curves[name] = results.outputs["episode_return"][point][kept]
     files = []

@@ -123,6 +123,7 @@ def test_what_was_kept_is_not_run_again(tmp_path):
     def never(key, hypers):
         raise AssertionError("all runs are there")
 
+    archive.close()
     again = sweep.run(never, keys, batch, archive=Archive(tmp_path / "a", {}, points=3, seeds=2))
     assert_equal(again.outputs, found.outputs)
     with sqlite3.connect(tmp_path / "a" / "index.sqlite") as index:
@@ -141,8 +142,7 @@ def test_a_file_that_was_not_entered_into_the_index_does_not_count(tmp_path):
 
 def test_another_sweep_or_a_finished_one_is_refused(tmp_path):
     described = {"axes": {"rate": [0.1, 0.2]}, "seeds": 3}
-    archive = Archive(tmp_path / "a", described, points=2, seeds=3)
-    Archive(tmp_path / "a", described, points=2, seeds=3)
+    Archive(tmp_path / "a", described, points=2, seeds=3).close()
     for other, sentence in [
         (described | {"seeds": 4}, "holds a sweep with seeds 3, and this one has 4"),
         ({"axes": {"rate": [0.1, 0.3]}, "seeds": 3}, r"holds a sweep with axes.rate \[0.1, 0.2\]"),
@@ -150,6 +150,11 @@ def test_another_sweep_or_a_finished_one_is_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=sentence):
             Archive(tmp_path / "a", other, points=2, seeds=3)
+    with pytest.raises(ValueError, match=r"holds a sweep with runs\.seeds 3, and this one has 2"):
+        Archive(tmp_path / "a", described, points=2, seeds=2)
+    archive = Archive(tmp_path / "a", described, points=2, seeds=3)
+    with pytest.raises(FileExistsError, match="in which another process is at work"):
+        Archive(tmp_path / "a", described, points=2, seeds=3)
     archive.add(np.arange(6), {"found": np.arange(6.0)}, np.zeros(6, bool))
     archive.finish({"agent": "none"})
     assert not archive.chunks.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import math
 import subprocess
@@ -115,6 +116,9 @@ def test_more_points_or_axes_leave_those_there_are():
         (lambda: sweep.grid(tables.Hypers(), discount=["a"]), r"discount is \['a'\]"),
         (lambda: sweep.grid(envs.make("CliffWalking-purerl", 1).params, max_steps_in_episode=[1.5]), "whole numbers"),
         (lambda: sweep.grid(envs.DynaMaze().default_params, walls=[1]), r"walls is an array of shape \(6, 9\)"),
+        (lambda: sweep.grid(tables.Hypers(), discount=[1e300]), "an axis takes numbers that float32 can hold"),
+        (lambda: sweep.grid(envs.make("CliffWalking-purerl", 1).params, max_steps_in_episode=[1e10]), "int32"),
+        (lambda: sweep.product(sweep.grid(tables.Hypers())), "product is of 1 batches; it takes at least two"),
         (lambda: sweep.uniform(1, 1), "low is 1 and high is 1; a distribution takes finite bounds"),
         (lambda: sweep.log_uniform(0, 1), "low is 0; a log-uniform distribution takes a positive number"),
         (lambda: sweep.choice(), "choice takes at least one value"),
@@ -308,3 +312,28 @@ def test_a_watched_agent_is_the_agent(cliff):
     equal(plain.agent, watched.agent.state)
     equal(plain.episodes, watched.episodes)
     assert int(watched.agent.updates) == 30
+
+
+def test_a_run_whose_last_update_lost_its_state_is_marked(cliff):
+    """The metrics are of before, and finite."""
+    agent = q_learning.q_learning(cliff.spec)
+
+    def update(key, state, rollout, hypers):
+        state, _ = agent.update(key, state, rollout, hypers)
+        return dataclasses.replace(state, values=state.values * jnp.where(hypers.discount > 0.5, jnp.nan, 1.0)), {}
+
+    train = sweep.trainer([loop.Phase(agent._replace(update=update), 6)], cliff)
+    found = sweep.run(train, KEYS, sweep.grid(tables.Hypers(), discount=[0.1, 0.9]))
+    np.testing.assert_array_equal(found.outputs["diverged_at"], [[-1] * 3, [2] * 3])
+
+
+def test_what_cannot_be_trained_is_told_before_it_is(cliff):
+    phase = phases_of(cliff)[0]
+    for phases, options, sentence in [
+        ([], {}, "phases is empty"),
+        ([phase], {"rows": 5}, "rows is 5, which does not divide the 12 iterations"),
+        ([phase], {"length": 0}, "length is 0"),
+        ([phase._replace(steps=0)], {}, "steps is 0"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            sweep.trainer(phases, cliff, **options)

@@ -72,6 +72,11 @@ def test_a_finished_sweep_is_not_run_again_and_others_are_refused(swept, tmp_pat
         ([*flags, "--out", str(found.directory)], "already holds a finished run"),
         ([*flags, "--out", str(tmp_path / "x"), "--sweep.discount", "nan"], "discount is .* an axis takes a list of"),
         ([*flags, "--out", str(tmp_path / "x"), "--minibatches", "7"], "minibatches is 7"),
+        ([*flags, "--out", str(tmp_path / "x"), "--stop-at-return", "7"], "a sweep runs every point to its end"),
+        ([*flags, "--out", str(tmp_path / "x"), "--log-every", "7"], "a sweep has up to a hundred rows"),
+        ([*flags, "--out", str(tmp_path / "x"), "--eval-every", "7"], "a sweep evaluates at the end, or with 0 never"),
+        ([*flags, "--out", str(tmp_path / "x"), "--sweep.learning-rate-horizon", "0"], "has a 0; on an axis it takes"),
+        ([*flags, "--out", str(tmp_path / "x"), "--env-params.max-steps-in-episode", "0"], "takes at least 1 step"),
     ]:
         with pytest.raises(cli.BadInput, match=sentence):
             script.main(cli.parse(script.Settings, changed))
