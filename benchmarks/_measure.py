@@ -34,8 +34,11 @@ def seconds(program: Callable[[], Any], *, repeats: int = 5) -> dict[str, float]
     return {"cpu": statistics.median(cpu), "wall": statistics.median(wall)}
 
 
-def in_turn(ours: Callable[[], Any], peers: dict[str, tuple[str, str]], *, repeats: int) -> dict[str, list[Any]]:
-    """Return the (wall, CPU) seconds of `ours` and of other libraries' programs, run by run in turn.
+def in_turn(
+    ours: Callable[[], Any], peers: dict[str, tuple[str, str]], *, repeats: int
+) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """Return the (wall, CPU) seconds of `ours` and of other libraries' programs, run by run in turn, and the most
+    memory in MiB that each process has had, compilation included.
 
     A peer is (a Python that has the library, a script in which `program()` is what is timed, compiled by one call).
     """
@@ -55,10 +58,29 @@ def in_turn(ours: Callable[[], Any], peers: dict[str, tuple[str, str]], *, repea
                 process.stdin.write("go\n")
                 process.stdin.flush()
                 taken[name].append(tuple(float(number) for number in _answer(process)))
+        peaks = {name: peak_memory_mib(process.pid) for name, process in processes.items()}
         for process in processes.values():
             process.stdin.write("\n")
             process.stdin.flush()
-    return taken
+    return taken, peaks | {"purerl": peak_memory_mib("self")}
+
+
+def peak_memory_mib(process: int | str) -> int:
+    """Return the most memory that a process has had, in MiB (Linux)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def compared(taken: dict[str, list[Any]], steps: int) -> dict[str, float]:
+    """Return, of what `in_turn` took of programs of so many steps, speeds, and medians of the ratios pair by pair."""
+    figures: dict[str, float] = {}
+    for name, times in taken.items():
+        figures[f"{name}_steps_per_second"] = round(steps / statistics.median(wall for wall, _ in times))
+        if name != "purerl":
+            pairs = list(zip(times, taken["purerl"], strict=True))
+            figures[f"ratio_to_{name}"] = round(statistics.median(theirs[0] / ours[0] for theirs, ours in pairs), 2)
+            figures[f"cpu_ratio_to_{name}"] = round(statistics.median(theirs[1] / ours[1] for theirs, ours in pairs), 2)
+    return figures
 
 
 _SERVE = """

@@ -49,7 +49,7 @@ def program(hidden: tuple[int, ...]):
 
 def against_peer(python: str, repeats: int) -> dict[str, float]:
     """Return both libraries' steps per CPU-second, timed in turn, and the median ratio."""
-    taken = in_turn(program((64, 64)), {"rejax": (python, PEER)}, repeats=repeats)
+    taken, _ = in_turn(program((64, 64)), {"rejax": (python, PEER)}, repeats=repeats)
     pairs = [(mine[1], theirs[1]) for mine, theirs in zip(taken["purerl"], taken["rejax"], strict=True)]
     return {
         "steps_per_cpu_second": round(STEPS / statistics.median(mine for mine, _ in pairs)),

@@ -8,11 +8,10 @@ The floor is the time of the matrix products alone: those of every gradient step
 from __future__ import annotations
 
 import argparse
-import statistics
 
 import jax
 import jax.numpy as jnp
-from _measure import in_turn, record, seconds
+from _measure import compared, in_turn, record, seconds
 
 from purerl import envs, loop, networks, rollout
 from purerl.agents import ppo
@@ -132,14 +131,8 @@ def main() -> None:
     peers = {name: peer for name, peer in scripts.items() if peer[0]}
     if not peers:
         return
-    taken = in_turn(training(), peers, repeats=arguments.repeats)
-    figures = {}
-    for name, times in taken.items():
-        figures[f"{name}_steps_per_second"] = round(STEPS / statistics.median(wall for wall, _ in times))
-        if name != "purerl":
-            pairs = list(zip(times, taken["purerl"], strict=True))
-            figures[f"ratio_to_{name}"] = round(statistics.median(theirs[0] / ours[0] for theirs, ours in pairs), 2)
-            figures[f"cpu_ratio_to_{name}"] = round(statistics.median(theirs[1] / ours[1] for theirs, ours in pairs), 2)
+    taken, _ = in_turn(training(), peers, repeats=arguments.repeats)
+    figures = compared(taken, STEPS)
     record("ppo", {"case": f"64-64, against {' and '.join(peers)}", **figures})
 
 

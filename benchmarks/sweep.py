@@ -1,15 +1,13 @@
 """Many seeds at once: 32 runs of PPO on CartPole (4 x 128, 4 epochs x 4 minibatches, 64-64) and 16 of DQN.
 
-Total steps per second, by `sweep.run` over all cores, against one run alone; with `--rejax PYTHON` and
-`--jaxnasium PYTHON` (see ppo.py) also against 32 vmapped seeds of theirs, run by run in turn. The ratios are what to
-compare. Peak memory is that of each process.
+Total steps per second, by `sweep.run` over all cores, against one run alone; or, with `--rejax PYTHON` or
+`--jaxnasium PYTHON` (see ppo.py), against 32 vmapped seeds of theirs, run by run in turn, which takes minutes. The
+ratios are what to compare. Peak memory is that of each process, compilation included.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
 
 import jax
 
@@ -18,7 +16,7 @@ from purerl import spread
 spread.use_all_cores()
 
 import ppo as ppo_benchmark  # noqa: E402
-from _measure import in_turn, record, seconds  # noqa: E402
+from _measure import compared, in_turn, record, seconds  # noqa: E402
 
 from purerl import envs, loop, networks, replay, sweep  # noqa: E402
 from purerl.agents import dqn  # noqa: E402
@@ -69,19 +67,14 @@ def alone(train, hypers):
     return lambda: one(jax.random.key(0), hypers)
 
 
-def main() -> None:
-    """Time sweeps against single runs and against peers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rejax", metavar="PYTHON")
-    parser.add_argument("--jaxnasium", metavar="PYTHON")
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+def against_one_run(repeats: int) -> None:
+    """Time sweeps against single runs."""
     for name, parts, seeds, steps in (
         ("PPO", ppo_train(), SEEDS, STEPS),
         ("DQN", dqn_train(), DQN_SEEDS, DQN_STEPS),
     ):
-        one = seconds(alone(*parts), repeats=arguments.repeats)
-        several = seconds(swept(*parts, seeds), repeats=arguments.repeats)
+        one = seconds(alone(*parts), repeats=repeats)
+        several = seconds(swept(*parts, seeds), repeats=repeats)
         figures = {
             "steps_per_second": round(seeds * steps / several["wall"]),
             "steps_per_second_alone": round(steps / one["wall"]),
@@ -89,6 +82,10 @@ def main() -> None:
             "times_one_run_by_cpu": round(seeds * one["cpu"] / several["cpu"], 2),
         }
         record("sweep", {"case": f"{name}, {seeds} seeds", **figures})
+
+
+def against_peers(pythons: dict[str, str], repeats: int) -> None:
+    """Time a sweep against those of other libraries."""
     calls = {
         "rejax": (ppo_benchmark.REJAX, "train = jax.jit(jax.vmap(agent.train))\nprogram = lambda: train(keys)"),
         "jaxnasium": (
@@ -97,24 +94,27 @@ def main() -> None:
             "program = lambda: train(keys)",
         ),
     }
-    pythons = {"rejax": arguments.rejax, "jaxnasium": arguments.jaxnasium}
-    peers = {
-        name: (pythons[name], many(script, call, STEPS, SEEDS))
-        for name, (script, call) in calls.items()
-        if pythons[name]
-    }
-    if not peers:
-        return
-    taken = in_turn(swept(*ppo_train(), SEEDS), peers, repeats=arguments.repeats)
-    figures = {}
-    for name, times in taken.items():
-        figures[f"{name}_steps_per_second"] = round(SEEDS * STEPS / statistics.median(wall for wall, _ in times))
-        if name != "purerl":
-            pairs = zip(times, taken["purerl"], strict=True)
-            figures[f"ratio_to_{name}"] = round(statistics.median(theirs[0] / ours[0] for theirs, ours in pairs), 2)
-    figures["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    figures["peers_peak_memory_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024  # the largest
+    scripts = {name: many(*calls[name], STEPS, SEEDS) for name in pythons}
+    peers = {name: (python, scripts[name]) for name, python in pythons.items()}
+    taken, peaks = in_turn(swept(*ppo_train(), SEEDS), peers, repeats=repeats)
+    figures = compared(taken, SEEDS * STEPS)
+    figures |= {f"{name}_peak_memory_mib": peak for name, peak in peaks.items()}
     record("sweep", {"case": f"PPO, {SEEDS} seeds, against {' and '.join(peers)}", **figures})
+
+
+def main() -> None:
+    """Time sweeps against single runs, or against peers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rejax", metavar="PYTHON")
+    parser.add_argument("--jaxnasium", metavar="PYTHON")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    named = {"rejax": arguments.rejax, "jaxnasium": arguments.jaxnasium}
+    pythons = {name: python for name, python in named.items() if python}
+    if pythons:
+        against_peers(pythons, arguments.repeats)
+    else:
+        against_one_run(arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,12 @@ def _advance(agent: Agent, env: Any, iterations: int, length: int, spread: Sprea
     def advance(run, hypers, params):
         return loop.advance(run, agent, env, hypers, iterations=iterations, length=length, env_params=params)
 
-    return jax.jit(spreading.in_place(advance, spread), donate_argnums=0)
+    def every(runs, hypers, params):
+        devices = len(spread.devices)
+        counts = jnp.full(devices, len(runs.key) // devices)
+        return spreading.in_place(advance, spread)(counts, runs, hypers, params)
+
+    return jax.jit(every, donate_argnums=0)
 
 
 def _judge(agent: Agent, env: Any, max_steps: int, spread: Spread) -> Any:

@@ -11,6 +11,7 @@ import math
 import os
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from purerl.base import require_count
+
+_UNKNOWN = 2**62  # bytes of memory, where the system does not tell
 
 
 def use_all_cores(cores: int | None = None) -> None:
@@ -82,6 +85,52 @@ def choose(runs: int, *, devices: int | None = None, together: int | None = None
     return Spread(tuple(local[:count]), together)
 
 
+def free_memory(spread: Spread) -> int:
+    """Return the bytes that runs may take: nine tenths of what the machine, or each accelerator, has free now."""
+    if shares_memory(spread):
+        return _free_of_machine() * 9 // 10
+    every = [device.memory_stats() for device in spread.devices]
+    return min(_UNKNOWN if of is None else (of["bytes_limit"] - of["bytes_in_use"]) * 9 // 10 for of in every)
+
+
+def _free_of_machine() -> int:
+    """Return the bytes that this process may still take, as Linux tells, with a container's or a job's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split(":")[-1]
+        for folder in (Path("/sys/fs/cgroup") / group.strip("/"), Path("/sys/fs/cgroup")):
+            if (folder / "memory.max").exists() and (limit := (folder / "memory.max").read_text().strip()) != "max":
+                free = min(free, int(limit) - int((folder / "memory.current").read_text()))
+        return max(free, 0)
+    except OSError:
+        return _UNKNOWN
+
+
+def shares_memory(spread: Spread) -> bool:
+    """Return whether the devices have one memory: a CPU's have."""
+    return spread.devices[0].platform == "cpu"
+
+
+def memory_of(compiled: Any, spread: Spread) -> int:
+    """Return the bytes that a compiled program takes, arguments and results included, of the memory of a device."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0  # this kind of device does not say
+    own = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        + analysis.temp_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    return own * (len(spread.devices) if shares_memory(spread) else 1)
+
+
+def gib(size: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 100 else f"{size / 2**20:.2f} MiB"
+
+
 def mesh_of(spread: Spread) -> Mesh:
     """Return the mesh with one axis, "run", of the devices."""
     return Mesh(np.array(spread.devices), ("run",), axis_types=(AxisType.Auto,))
@@ -130,20 +179,32 @@ def over_runs(function: Callable[..., PyTree], spread: Spread) -> Callable[..., 
 
 
 def in_place(function: Callable[..., tuple[PyTree, PyTree]], spread: Spread) -> Callable[..., tuple[PyTree, PyTree]]:
-    """Return `function(run, *shared) -> (run, left)` over the leading axis, to be jitted, the runs donated.
+    """Return `function(run, *shared) -> (run, left)` over the leading axis, as (counts [D], runs [R], *shared), to jit.
 
-    One after another, runs are read and written where they lie: of large states, such as replay buffers, there is one
-    copy at a time.
+    Of its share of the runs each device advances the first `counts`; the others stay as they are and leave zeros. Runs
+    are read and written where they lie, so many at a time as go together: of large states, such as replay buffers,
+    there is one copy.
     """
 
-    def every(batch: PyTree, *shared: PyTree) -> tuple[PyTree, PyTree]:
-        def share(batch: PyTree, *shared: PyTree) -> tuple[PyTree, PyTree]:
-            def one(batch: PyTree, number: Any) -> tuple[PyTree, PyTree]:
-                run, left = function(jax.tree.map(lambda leaf: leaf[number], batch), *shared)
-                return jax.tree.map(lambda leaf, new: leaf.at[number].set(new), batch, run), left
+    def share(counts: Any, batch: PyTree, *shared: PyTree) -> tuple[PyTree, PyTree]:
+        size = len(jax.tree.leaves(batch)[0])
+        together = min(spread.together, size)
+        shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], batch), *shared)[1]
+        nothing = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), shapes)
 
-            return jax.lax.scan(one, batch, jnp.arange(len(jax.tree.leaves(batch)[0])))
+        def one(number: Any, carry: Any) -> Any:
+            if together == 1:
+                places, advance = number, function
+            else:
+                places = number * together + jnp.arange(together)
+                places = jnp.where(places < counts[0], places, size)  # past the end: the last is read, none is written
+                advance = jax.vmap(function, (0, *[None] * len(shared)))
+            changed = advance(jax.tree.map(lambda leaf: leaf.at[places].get(mode="clip"), carry[0]), *shared)
+            return jax.tree.map(lambda leaf, new: leaf.at[places].set(new, mode="drop"), carry, changed)
 
-        return sharded(share, spread, shared=len(shared))(batch, *shared)
+        return jax.lax.fori_loop(0, -(-counts[0] // together), one, (batch, nothing))
 
-    return over_runs(function, spread) if spread.together > 1 else every
+    def every(counts: Any, batch: PyTree, *shared: PyTree) -> tuple[PyTree, PyTree]:
+        return sharded(share, spread, shared=len(shared))(counts, batch, *shared)
+
+    return every

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from purerl import cli, driver, envs, results, spread, sweep, sweep_reports
+from purerl import cli, driver, envs, results, spread, sweep, sweep_reports, training
 from purerl.archive import Archive
 from purerl.base import Spec
 from purerl.loop import Phase
@@ -74,7 +74,7 @@ def run(
     print(f"finished runs are kept in {archive.directory}: with that as --out the same command goes on", flush=True)
     if kept := total - len(archive.missing()):
         print(f"{kept} of {total} runs are there already", flush=True)
-    train = sweep.trainer(
+    train = training.trainer(
         plan,
         env,
         length=settings.length,

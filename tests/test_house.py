@@ -13,14 +13,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "purerl"
 LEVELS = {
     "base": 0,
     **dict.fromkeys(["returns", "losses", "distributions", "exploration"], 1),
-    **dict.fromkeys(["trust_region", "mdps", "scores", "layers", "features"], 1),
+    **dict.fromkeys(["trust_region", "mdps", "scores", "layers", "features", "points"], 1),
     **dict.fromkeys(["planning", "networks", "tables", "prediction", "whole_episodes", "actor_critic"], 2),
     **dict.fromkeys(["optimizers", "precision", "replay", "normalize", "envs", "spread"], 2),
     **dict.fromkeys(["sharding", "distributed", "checkpoint", "metrics", "results", "plots"], 2),
     **dict.fromkeys(["agents", "rollout", "archive"], 3),
-    **dict.fromkeys(["loop", "evaluate"], 4),
-    **dict.fromkeys(["driver", "sweep", "export", "play", "launch"], 5),
-    **dict.fromkeys(["reports", "sweep_reports"], 6),
+    **dict.fromkeys(["loop", "evaluate", "sweep"], 4),
+    **dict.fromkeys(["driver", "training", "export", "play", "launch"], 5),
+    **dict.fromkeys(["reports", "sweep_reports", "halving", "pbt", "tune"], 6),
     "cli": 7,
     **dict.fromkeys(["policy_cli", "sweep_cli"], 8),
 }

@@ -82,9 +82,18 @@ def test_every_run_is_computed_once_and_in_its_place(together):
     )
     np.testing.assert_array_equal(found, np.arange(6.0) * 2 + 1)
     assert {shard.device for shard in found.addressable_shards} == set(jax.devices())
-    after, left = jax.jit(spread.in_place(lambda run: (run + 1, run), spreading))(batch)
-    np.testing.assert_array_equal(after, np.arange(6.0) + 1)
-    np.testing.assert_array_equal(left, np.arange(6.0))
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 9])
+@pytest.mark.parametrize("counts", [[3, 3], [2, 1], [0, 3]])
+def test_each_device_advances_the_first_of_its_share_once(together, counts):
+    spreading = spread.choose(6, devices=2, together=together)
+    placed = spread.place(spreading, (jnp.array(counts), jnp.arange(1.0, 7.0)))
+    shared = spread.replicate(spreading, 10.0)
+    after, left = jax.jit(spread.in_place(lambda run, shared: (run + shared, -run), spreading))(*placed, shared)
+    runs, chosen = np.arange(1.0, 7.0), np.concatenate([np.arange(3) < count for count in counts])
+    np.testing.assert_array_equal(after, np.where(chosen, runs + 10, runs))
+    np.testing.assert_array_equal(left, np.where(chosen, -runs, 0))
 
 
 def test_runs_are_padded_with_the_last_until_they_divide():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purerl import envs, exploration, loop, replay, spread, sweep, tables
+from purerl import envs, exploration, loop, replay, spread, sweep, tables, training
 from purerl.agents import q_learning
 from purerl.base import cast_hypers
 
@@ -179,7 +179,7 @@ HANG = """
 from purerl import spread
 spread.use_all_cores(2)
 import flax.linen as nn, jax
-from purerl import envs, loop, networks, sweep, tables
+from purerl import envs, loop, networks, sweep, tables, training
 from purerl.agents import ppo
 
 def lapack(key, hypers):  # jax's own initialiser, many times
@@ -188,7 +188,7 @@ def lapack(key, hypers):  # jax's own initialiser, many times
 
 env = envs.make("CartPole-v1", 2)
 agent = ppo.ppo(env.spec, networks.policy(env.spec), networks.state_values(env.spec), epochs=1, minibatches=1)
-begun = sweep.trainer([loop.Phase(agent, 4)], env, length=2)
+begun = training.trainer([loop.Phase(agent, 4)], env, length=2)
 for seed in range(3):
     keys = jax.random.split(jax.random.key(seed), 32)
     sweep.run(lapack, keys, sweep.grid(tables.Hypers()))
@@ -267,7 +267,7 @@ def phases_of(cliff, steps=(24, 96)):
 def test_training_is_that_of_the_loop_phase_by_phase(cliff):
     judge = envs.make("CliffWalking-purerl", 3)
     phases, hypers = phases_of(cliff), cast_hypers(tables.Hypers(exploration=1.0))
-    train = sweep.trainer(phases, cliff, length=2, rows=4, judge=judge, max_steps=30)
+    train = training.trainer(phases, cliff, length=2, rows=4, judge=judge, max_steps=30)
     key = jax.random.key(3)
     found = jax.jit(train)(key, hypers)
     run = loop.begin(jax.random.split(key)[0], phases[0].agent, cliff, hypers)
@@ -292,7 +292,7 @@ def test_the_update_in_which_a_run_went_astray_is_told(cliff):
         visits = jnp.sum(state.values != 0)
         return state, metrics | {"bad": jnp.where((hypers.initial_value > 0.5) & (visits > 190), jnp.nan, 1.0)}
 
-    train = sweep.trainer([loop.Phase(agent._replace(update=update), 40)], cliff)
+    train = training.trainer([loop.Phase(agent._replace(update=update), 40)], cliff)
     batch = sweep.grid(tables.Hypers(learning_rate=0.1), initial_value=[0.1, 1.0])
     results = sweep.run(train, KEYS, batch)
     np.testing.assert_array_equal(results.diverged, [[False] * 3, [True] * 3])
@@ -307,7 +307,7 @@ def test_a_watched_agent_is_the_agent(cliff):
     def train(agent):
         return jax.jit(lambda key: loop.train(key, agent, cliff, hypers, iterations=30, length=3)[0])(KEYS[0])
 
-    plain, watched = train(agent), train(sweep.watched(agent))
+    plain, watched = train(agent), train(training.watched(agent))
     equal(plain.agent, watched.agent.state)
     equal(plain.episodes, watched.episodes)
     assert int(watched.agent.updates) == 30
@@ -321,7 +321,7 @@ def test_a_run_whose_last_update_lost_its_state_is_marked(cliff):
         state, _ = agent.update(key, state, rollout, hypers)
         return dataclasses.replace(state, values=state.values * jnp.where(hypers.discount > 0.5, jnp.nan, 1.0)), {}
 
-    train = sweep.trainer([loop.Phase(agent._replace(update=update), 6)], cliff)
+    train = training.trainer([loop.Phase(agent._replace(update=update), 6)], cliff)
     found = sweep.run(train, KEYS, sweep.grid(tables.Hypers(), discount=[0.1, 0.9]))
     np.testing.assert_array_equal(found.outputs["diverged_at"], [[-1] * 3, [2] * 3])
 
@@ -335,4 +335,4 @@ def test_what_cannot_be_trained_is_told_before_it_is(cliff):
         ([phase._replace(steps=0)], {}, "steps is 0"),
     ]:
         with pytest.raises(ValueError, match=sentence):
-            sweep.trainer(phases, cliff, **options)
+            training.trainer(phases, cliff, **options)

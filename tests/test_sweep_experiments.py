@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scripts import load
 
-from purerl import cli, results, sweep, sweep_reports
+from purerl import cli, results, sweep, sweep_reports, training
 
 FLAGS = ["--total-steps", "1024", "--hidden", "8", "--eval-episodes", "2", "--eval-max-steps", "30", "--seeds", "2"]
 AXES = ["--sweep.learning-rate", "1e-4", "1e-2", "--sweep.entropy-weight", "0", "0.1"]
@@ -59,7 +59,7 @@ def test_every_run_is_what_it_would_be_alone(swept):
     alone = load("ppo")
     hypers = dataclasses.replace(cli.annealed(settings, settings.hypers), learning_rate=1e-2, entropy_weight=0.1)
     env = script.sweep_cli.envs.make("CartPole-v1", 4)
-    train = sweep.trainer(alone.phases(settings, env.spec), env, length=128, rows=2)
+    train = training.trainer(alone.phases(settings, env.spec), env, length=128, rows=2)
     expected = jax.jit(train)(script.sweep_cli.driver.seed_keys(0, 2)[1], hypers)
     for name in ("value_loss", "episodes", "entropy"):
         np.testing.assert_allclose(found.metrics[name][3, 1], expected[name], rtol=1e-3, atol=1e-5)
