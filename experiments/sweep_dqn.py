@@ -13,6 +13,7 @@ from purerl import cli, results, sweep_cli
 from purerl.agents import dqn as agent
 
 Axes = sweep_cli.axes(agent.Hypers)
+Static = sweep_cli.choices(dqn.Settings)
 USUAL = {"learning_rate": (1e-4, 3e-4, 1e-3), "target_period": (50.0, 500.0)}  # where none is asked for
 
 
@@ -23,13 +24,12 @@ class Settings(dqn.Settings):
     total_steps: int = 100_000
     seeds: int = 4
     sweep: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
+    static: Static = Static()  # pyright: ignore[reportInvalidTypeForm]
 
 
-def main(settings: Settings) -> results.Result:
+def main(settings: Settings) -> list[results.Result]:
     """Train all points and write the folder."""
-    return sweep_cli.run(
-        settings, lambda spec: dqn.phases(settings, spec), agent="dqn", hypers=settings.hypers, usual=USUAL
-    )
+    return sweep_cli.run(settings, dqn.phases, agent="dqn", hypers=lambda settings: settings.hypers, usual=USUAL)
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ class Archive:
     def __init__(self, directory: Path, description: Mapping[str, Any], *, points: int, seeds: int):
         self.directory = results.create(directory)
         self.points, self.seeds = points, seeds
-        self.description = results.to_json(dict(description) | {"runs": {"points": points, "seeds": seeds}})
+        self.description = description_of(description, points=points, seeds=seeds)
         settings = self.directory / results.SETTINGS
         self._lock = _locked(self.directory / "lock")
         if settings.exists():
             try:
-                _require_equal(results.read_json(settings), self.description, self.directory)
+                require_same(self.directory, self.description)
             except ValueError:
                 self.close()
                 raise
@@ -111,6 +111,16 @@ class Archive:
             connection.close()
 
 
+def description_of(description: Mapping[str, Any], *, points: int, seeds: int) -> dict[str, Any]:
+    """Return the settings that the folder of a sweep holds."""
+    return results.to_json(dict(description) | {"runs": {"points": points, "seeds": seeds}})
+
+
+def require_same(directory: Path, description: dict[str, Any]) -> None:
+    """Raise a ValueError, naming the first difference, if the sweep in a folder is another one."""
+    require_equal(results.read_json(directory / results.SETTINGS), description, f"{directory} holds a sweep")
+
+
 def _locked(path: Path) -> IO[bytes]:
     """Return a file that is locked until it is closed or the process ends, however it ends."""
     file = path.open("ab")
@@ -126,12 +136,16 @@ def _locked(path: Path) -> IO[bytes]:
     return file
 
 
-def _require_equal(former: Any, now: Any, directory: Path, name: str = "") -> None:
+def require_equal(former: Any, now: Any, what: str, name: str = "") -> None:
+    """Raise a ValueError that names the first difference between two descriptions, of JSON, of `what` is gone on with.
+
+    Nothing is raised if there is none.
+    """
     if isinstance(former, dict) and isinstance(now, dict):
         for key in [*former, *[key for key in now if key not in former]]:
-            _require_equal(former.get(key), now.get(key), directory, f"{name}.{key}" if name else key)
+            require_equal(former.get(key), now.get(key), what, f"{name}.{key}" if name else key)
     elif former != now:
         raise ValueError(
-            f"{directory} holds a sweep with {name} {former!r}, and this one has {now!r}; give another folder, or the "
-            "same settings to go on"
+            f"{what} with {name} {former!r}, and this one has {now!r}; give another place, or the same settings to go "
+            "on"
         )

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -46,6 +46,9 @@ class Settings:
     log_every: int | None = None  # environment steps per row of metrics; a hundredth of all if not given
     stop_at_return: float | None = None  # end early once the mean over seeds of the latest evaluation reaches this
     out: Path | None = None  # run directory; runs/<agent>/<env>/<time> if not given
+    devices: int | None = None  # over which runs are spread; all there are if not given
+    together: int | None = None  # runs that go together on a device; 1 on a CPU if not given, as many as fit elsewhere
+    memory: float | None = None  # GiB that runs may take; what is free if not given
     # What of the environment's parameters to change, by name: --env-params.<name>, or from Python a dict.
     env_params: tyro.conf.Suppress[dict[str, Any] | None] = None
 
@@ -65,12 +68,23 @@ class Settings:
                 continue
             if not isinstance(value, int) or not at_least <= value < 2**32:
                 raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**32 - 1")
+        if self.memory is not None and not 0 < self.memory < np.inf:
+            raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
         if self.stop_at_return is not None and np.isnan(self.stop_at_return):
             raise ValueError("stop_at_return is not a number; it takes the return at which to stop")
 
 
 class BadInput(ValueError):
     """What was asked for cannot be run; the message says which argument, what it got and what it takes."""
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """Turn what the library raises of an input within into BadInput."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, OverflowError, MemoryError) as error:
+        raise BadInput(str(error)) from error
 
 
 def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> None:
@@ -152,7 +166,7 @@ def run(
 
     Prints what it does; returns what it wrote. Raises BadInput for what cannot be run, before anything is trained.
     """
-    try:
+    with bad_input():
         env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = env_params_of(env, settings.env_params)
@@ -160,14 +174,15 @@ def run(
         require_finite(hypers)
         require_fitting(plan, env, hypers, settings.length)
         settings = effective(settings, env_params, sum(phase.steps for phase in plan))
+        spreading = spread_of(settings, settings.seeds)
         directory = results.create(settings.out or results.default_directory(agent, settings.env))
         settings = dataclasses.replace(settings, out=directory)
-    except (ValueError, TypeError, OSError, OverflowError) as error:
-        raise BadInput(str(error)) from error
     seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
-    print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps", flush=True)
+    where = f"; {spreading}" if settings.seeds > 1 else ""
+    print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps{where}", flush=True)
     with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
-        outcome = _drive(settings, plan, env, hypers, env_params, eval_env if settings.eval_every else None, progress)
+        judge = eval_env if settings.eval_every else None
+        outcome = _drive(settings, plan, env, hypers, env_params, judge, progress, spreading)
     summary = reports.summarise(outcome, agent=agent, env=settings.env, hypers=hypers)
     metrics = outcome.metrics
     if settings.eval_every:
@@ -190,6 +205,16 @@ def run(
         print(f"stopped by Ctrl-C after {summary['total_steps']:,} of {settings.total_steps:,} steps")
     reports.show(summary, directory)
     return results.load_run(directory)
+
+
+def spread_of(settings: Settings, runs: int) -> spread.Spread:
+    """Return how to spread so many runs: as the settings say, and otherwise as suits the devices."""
+    return spread.choose(runs, devices=settings.devices, together=settings.together)
+
+
+def memory_of(settings: Settings) -> int | None:
+    """Return how many bytes runs may take: as the settings say, or None, which is what is free."""
+    return None if settings.memory is None else int(settings.memory * 2**30)
 
 
 def require_fitting(plan: Sequence[driver.Phase], env: envs.Env, hypers: Any, length: int) -> None:
@@ -217,7 +242,7 @@ def effective(settings: SettingsT, env_params: Any, total: int) -> SettingsT:
     )
 
 
-def _drive(settings, plan, env, hypers, env_params, eval_env, progress) -> driver.Outcome:
+def _drive(settings, plan, env, hypers, env_params, eval_env, progress, spreading) -> driver.Outcome:
     try:
         return driver.drive(
             driver.seed_keys(settings.seed, settings.seeds),
@@ -232,7 +257,11 @@ def _drive(settings, plan, env, hypers, env_params, eval_env, progress) -> drive
             stop_at_return=settings.stop_at_return,
             env_params=env_params,
             progress=progress,
+            spread=spreading,
+            memory=memory_of(settings),
         )
+    except MemoryError as error:
+        raise BadInput(str(error)) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
             raise

@@ -67,6 +67,7 @@ def drive(
     env_params: PyTree = None,
     progress: Progress | None = None,
     spread: Spread | None = None,
+    memory: int | None = None,
 ) -> Outcome:
     """Train one run per key with one compilation, in chunks of about `log_every` steps: a row of metrics for each.
 
@@ -75,7 +76,8 @@ def drive(
     `stop_at_return` ends all runs once the mean over them of the latest evaluation (without evaluations: of the latest
     chunk's episodes) has reached it; so does Ctrl-C. Counts are environment steps per seed, and a phase's are rounded
     up to whole iterations of `length` x `num_envs`. What a chunk measured is read while the device works on the next
-    one: reading costs nothing, and a stop comes one chunk late. Raises ValueError for phases without steps.
+    one: reading costs nothing, and a stop comes one chunk late. Raises ValueError for phases without steps, and
+    MemoryError if what the runs keep, replay buffers included, is more than `memory` bytes (without it: than is free).
     """
     if not phases or any(phase.steps < 1 for phase in phases):
         raise ValueError(f"phases take {[phase.steps for phase in phases]} steps; each takes at least 1")
@@ -89,7 +91,9 @@ def drive(
     hypers, params = spreading.replicate(spread, (hypers, params))
     pairs = spreading.place(spread, spreading.padded(spread, jax.vmap(jax.random.split)(keys)))
     eval_keys = pairs[:, 1]
-    runs = _begin(phases[0].agent, env, spread)(pairs[:, 0], hypers, params)
+    begin = _begin(phases[0].agent, env, spread)
+    spreading.require_room(jax.eval_shape(begin, pairs[:, 0], hypers, params), spread, memory)
+    runs = begin(pairs[:, 0], hypers, params)
     lowered: dict[Any, Any] = {
         chunk: _advance(phases[chunk[0]].agent, env, chunk[1], length, spread).lower(runs, hypers, params)
         for chunk in dict.fromkeys(chunks)

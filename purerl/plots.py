@@ -130,8 +130,26 @@ def sensitivity(axes: Axes, column: ArrayLike, scores_of: ArrayLike, *, xlabel: 
     mean, low, high = _mean_and_interval(pooled)
     curves(axes, {xlabel: (values, mean, low, high)}, xlabel=xlabel, ylabel=ylabel, legend=None)
     axes.plot(x.repeat(y.shape[1]), y.ravel(), ".", color=TEXT, alpha=0.25, markersize=4)
-    if values.min() > 0 and values.max() > 20 * values.min():
-        axes.set_xscale("log")
+    _scale(axes, values)
+
+
+def dots(axes: Axes, x: ArrayLike, y: ArrayLike, *, xlabel: str, ylabel: str, best: bool = False) -> None:
+    """Draws a dot for each pair that is finite, and with `best` the highest of those up to each x as a line.
+
+    Axes are logarithmic as in `sensitivity`.
+    """
+    across, up = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    kept = np.isfinite(up)
+    across, up = across[kept], up[kept]
+    axes.plot(across, up, "o", color=LINE, alpha=0.6, markersize=4)
+    if best:
+        axes.step(across, np.maximum.accumulate(up), where="post", color=POINTS, label="best so far")
+        axes.legend(frameon=False, labelcolor=TEXT)
+    elif across.size:
+        _scale(axes, across)
+    axes.set_xlabel(xlabel, color=TEXT)
+    axes.set_ylabel(ylabel, color=TEXT)
+    _style_frame(axes)
 
 
 def heat_map(axes: Axes, labels: Mapping[str, ArrayLike], values: ArrayLike) -> None:
@@ -255,6 +273,12 @@ def _style(axes: Axes, title: str, ylabel: str, limits: tuple[float, float]) -> 
         text.set_color(TEXT)
         if text.get_text() == "each seed" and handle is not None:
             handle.set_alpha(0.6)
+
+
+def _scale(axes: Axes, values: np.ndarray) -> None:
+    """Makes the horizontal axis logarithmic for positive values that span more than a factor of twenty."""
+    if values.min() > 0 and values.max() > 20 * values.min():
+        axes.set_xscale("log")
 
 
 def _style_frame(axes: Axes) -> None:

@@ -126,23 +126,29 @@ def table(results: Result | Iterable[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def frame(result: Result) -> pandas.DataFrame:
-    """A sweep as a pandas table: a row for each run, with its point's value on every axis, its seed and its score.
+def frame(results: Result | Iterable[Result]) -> pandas.DataFrame:
+    """A sweep, the groups of one, or a search as a pandas table: a row for each run.
 
-    The score is NaN for a run that diverged; `diverged_at` is then the update in which it did. Raises ValueError for
-    what is no sweep.
+    It has the static choices of its group, its point's value on every axis, its seed and its score: NaN if it diverged,
+    and of a sweep `diverged_at`, the update in which it did, or -1. Raises ValueError for other results.
     """
     import pandas
 
-    if "labels" not in result.summary:
-        raise ValueError(f"{result.directory} holds no sweep; results.table takes single runs")
-    seeds = result.summary["seeds"]
-    scores = [row["per_seed"] for row in result.summary["points"]]
-    columns = {name: np.repeat(values, seeds) for name, values in result.summary["labels"].items()}
-    columns["seed"] = np.tile(np.arange(seeds), len(scores))
-    columns["score"] = np.array(scores, float).ravel()
-    columns["diverged_at"] = result.metrics["diverged_at"].ravel()
-    return pandas.DataFrame(columns)
+    parts = []
+    for result in [results] if isinstance(results, Result) else results:
+        if "labels" not in result.summary:
+            raise ValueError(f"{result.directory} holds no sweep; results.table takes single runs")
+        seeds, points = result.summary["seeds"], result.summary["points"]
+        static = {
+            name: str(value) if isinstance(value, list) else value for name, value in result.summary["static"].items()
+        }
+        columns = {name: np.repeat(values, seeds) for name, values in result.summary["labels"].items()}
+        columns["seed"] = np.tile(np.arange(seeds), len(points))
+        columns["score"] = np.array([row["per_seed"] for row in points], float).ravel()
+        if "diverged_at" in result.metrics:
+            columns["diverged_at"] = result.metrics["diverged_at"].ravel()
+        parts.append(pandas.DataFrame(static | columns, index=range(len(columns["seed"]))))
+    return pandas.concat(parts, ignore_index=True)
 
 
 def versions() -> dict[str, str]:

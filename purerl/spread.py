@@ -126,6 +126,24 @@ def memory_of(compiled: Any, spread: Spread) -> int:
     return own * (len(spread.devices) if shares_memory(spread) else 1)
 
 
+def require_room(runs: PyTree, spread: Spread, memory: int | None = None) -> None:
+    """Raise a MemoryError if all of these runs, arrays or their shapes [R, ...], are more than `memory` bytes.
+
+    Without `memory` it is what is free.
+    """
+    leaves = jax.tree.leaves(runs)
+    needed = sum(
+        leaf.size * (8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize) for leaf in leaves
+    )
+    needed = needed if shares_memory(spread) else needed // len(spread.devices)
+    free = free_memory(spread) if memory is None else memory
+    if needed > free:
+        raise MemoryError(
+            f"{len(leaves[0])} seeds keep {gib(needed)} and there are {gib(free)} of memory: fewer seeds, a smaller "
+            "replay capacity, or a sweep, which keeps results and not states"
+        )
+
+
 def gib(size: int) -> str:
     """Return a number of bytes in words."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 100 else f"{size / 2**20:.2f} MiB"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -19,7 +19,6 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from purerl import spread as spreading
 from purerl.archive import Archive
 from purerl.base import require_count
-from purerl.metrics import Progress
 from purerl.points import Batch, choice, grid, listed, log_uniform, product, sample, uniform
 from purerl.spread import Spread
 
@@ -66,7 +65,7 @@ def run(
     *,
     spread: Spread | None = None,
     archive: Archive | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Results:
     """Run `train(key, hypers)` at every point with every key, all with one compilation, and return what they left.
 
@@ -74,8 +73,8 @@ def run(
     spread over the devices as `spread` says (by default as suits them and their memory: `spread.choose`, `fitting`).
     One after another, a run's bits do not depend on what else is run, nor where; together, they depend on how many are.
     With an `archive` every finished run is kept on disk as it goes, and those that are there already are not run again;
-    `train` then returns a dict of arrays. `progress` is told of runs. Raises ValueError for no keys, and for a run that
-    no memory holds.
+    `train` then returns a dict of arrays. `progress` is told how many runs are there. Raises ValueError for no keys,
+    and MemoryError as `fitting`.
     """
     points, seeds = batch.points, len(keys)
     require_count("the number of keys", seeds)
@@ -93,7 +92,7 @@ def run(
                 left[number] = jax.tree.map(lambda leaf, place=place: leaf[place], outputs)
         done += len(numbers)
         if progress:
-            progress.update(done)
+            progress(done)
     if archive is not None:
         outputs: Any = archive.read()
     else:
@@ -105,7 +104,7 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
     """Return `spread`, or with fewer runs at a time what fits into `memory` bytes (without it: into what is free).
 
     How much it takes is read off the compiled program: states with their replay buffers, temporaries, results. On a
-    CPU all devices share the memory, elsewhere it is that of each. Raises ValueError if not even one run fits.
+    CPU all devices share the memory, elsewhere it is that of each. Raises MemoryError if not even one run fits.
     """
     free = spreading.free_memory(spread) if memory is None else memory
     while True:
@@ -119,7 +118,7 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
             fits = len(spread.devices) * free // needed
             spread = spread._replace(devices=spread.devices[: max(1, min(len(spread.devices) - 1, fits))])
         else:
-            raise ValueError(
+            raise MemoryError(
                 f"one run takes {spreading.gib(needed)} of memory and there are {spreading.gib(free)}: what the agent "
                 "keeps (a replay's capacity, a batch) or num_envs is too much"
             )

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Key
 
-from purerl import cli, driver, envs, results, spread, sweep, sweep_reports, training
+from purerl import archive, cli, driver, envs, points, results, sweep, sweep_reports, training
 from purerl.archive import Archive
 from purerl.base import Spec
 from purerl.loop import Phase
 from purerl.metrics import Progress
+from purerl.points import Batch
+
+# Of the settings, those that no group can have of its own ...
+NOT_CHOSEN = {"total_steps", "seed", "seeds", "out", "env_params", "hypers", "devices", "together", "memory"}
+NOT_CHOSEN |= {"stop_at_return", "log_every", "eval_every"}
+# ... and those with which a sweep is the same sweep, whatever they are.
+NOT_DESCRIBED = {"out", "static", "devices", "together", "memory"}
 
 
 def axes(hypers: type) -> Any:
@@ -29,71 +41,219 @@ def axes(hypers: type) -> Any:
     return made
 
 
+def choices(settings: type) -> Any:
+    """Return a dataclass with the values to try of each static choice among `settings`, none by default.
+
+    As the type of a field `static` it makes the flags --static.<name> VALUE VALUE ...; several numbers that are one
+    value, as the widths of layers, are written 64,64.
+    """
+    fields = [
+        (field.name, tuple[str, ...], dataclasses.field(default=()))
+        for field in dataclasses.fields(settings)
+        if field.name not in NOT_CHOSEN
+    ]
+    made = dataclasses.make_dataclass("Static", fields, frozen=True, kw_only=True)
+    made.__doc__ = "What is compiled in: every combination is a program of its own, and has all points."
+    return made
+
+
+def distributions(settings: Any) -> dict[str, points.Distribution]:
+    """Return what `settings.log_uniform` and `settings.uniform` (LOW HIGH) and, if there, `settings.choice` ask for.
+
+    Raises ValueError for bounds that are not two, and for a number that two of them have.
+    """
+    found: dict[str, points.Distribution] = {}
+    for kind, make in (("log_uniform", points.log_uniform), ("uniform", points.uniform), ("choice", points.choice)):
+        asked = dataclasses.asdict(getattr(settings, kind)) if hasattr(settings, kind) else {}
+        for name, values in asked.items():
+            if not values:
+                continue
+            if kind != "choice" and len(values) != 2:
+                raise ValueError(f"{kind}.{name} has {len(values)} values; it takes two, LOW HIGH")
+            if name in found:
+                raise ValueError(f"{name} has two distributions; it takes one")
+            found[name] = make(*values)
+    return found
+
+
+class Task(NamedTuple):
+    """What one program trains, looked over and ready."""
+
+    settings: Any
+    static: Mapping[str, Any]  # what was chosen of the settings
+    env: envs.Env
+    judge: envs.Env
+    env_params: Any
+    plan: Sequence[Phase]
+    hypers: Any
+    steps: int  # of a run, all phases
+
+    @property
+    def keys(self) -> Key[Array, " S"]:
+        """The keys of its seeds."""
+        return driver.seed_keys(self.settings.seed, self.settings.seeds)
+
+    def train(self, rows: int) -> sweep.Train:
+        """Return a whole run as a pure function."""
+        return training.trainer(
+            self.plan,
+            self.env,
+            length=self.settings.length,
+            rows=rows,
+            judge=self.judge if self.settings.eval_every else None,
+            max_steps=self.settings.eval_max_steps,
+        )
+
+
+def task(
+    settings: Any,
+    phases: Callable[[Any, Spec], Sequence[Phase]],
+    hypers: Callable[[Any], Any],
+    static: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Task:
+    """Return what is to be trained. Raises ValueError or TypeError for what cannot be."""
+    env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
+    judge = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
+    env_params, numbers = cli.env_params_of(env, settings.env_params), hypers(settings)
+    plan = phases(settings, env.spec)
+    cli.require_finite(numbers)
+    cli.require_fitting(plan, env, numbers, settings.length)
+    _require_no_more(settings)
+    steps = sum(phase.steps for phase in plan)
+    settings = cli.effective(settings, env_params, steps)
+    return Task(settings, static, env, judge, env_params, plan, numbers, steps)
+
+
+def combinations(settings: Any) -> list[dict[str, Any]]:
+    """Return every combination of `settings.static`, values parsed: one, empty, if nothing is to be chosen.
+
+    Raises ValueError for what a setting does not take.
+    """
+    kinds = typing.get_type_hints(type(settings))
+    asked = {name: texts for name, texts in dataclasses.asdict(settings.static).items() if texts}
+    if "env" in asked and settings.env_params:
+        raise ValueError("env_params are given, and static.env; the parameters are those of one environment")
+    columns = [[_parsed(name, text, kinds[name]) for text in texts] for name, texts in asked.items()]
+    return [dict(zip(asked, values, strict=True)) for values in itertools.product(*columns)]
+
+
+def _parsed(name: str, text: str, kind: Any) -> Any:
+    try:
+        if typing.get_origin(kind) is tuple:
+            return tuple(int(part) for part in text.split(",") if part)
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if typing.get_origin(kind) in (typing.Literal, typing.Union, types.UnionType):
+            options = [one for part in (typing.get_args(kind)) for one in typing.get_args(part) or (part,)]
+            return {str(option): option for option in options if option is not type(None)}[text]
+        return kind(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"static.{name} has {text!r}; it takes what --{name.replace('_', '-')} does") from None
+
+
+class Group(NamedTuple):
+    """A task, its points, and where its runs are kept: in no archive if all are there already."""
+
+    task: Task
+    batch: Batch
+    iterations: int  # of the last phase
+    rows: int  # of metrics
+    directory: Path
+    archive: Archive | None
+
+    @property
+    def total(self) -> int:
+        """How many runs it is."""
+        return self.batch.points * self.task.settings.seeds
+
+    @property
+    def kept(self) -> int:
+        """How many of them are finished."""
+        return self.total - (0 if self.archive is None else len(self.archive.missing()))
+
+
+def _group(task: Task, directory: Path, agent: str, axes: Mapping[str, Sequence[float]]) -> Group:
+    settings = task.settings
+    batch = sweep.product(sweep.grid(task.hypers, **axes), sweep.grid(task.env_params))
+    iterations = -(-task.plan[-1].steps // (settings.length * settings.num_envs))
+    rows = max(divisor for divisor in range(1, min(100, iterations) + 1) if iterations % divisor == 0)
+    described = dataclasses.asdict(settings) | {"agent": agent, "axes": axes, "versions": results.versions()}
+    described = {name: value for name, value in described.items() if name not in NOT_DESCRIBED}
+    runs = {"points": batch.points, "seeds": settings.seeds}
+    if task.static:
+        chosen = ",".join(f"{name}={results.to_json(value)}" for name, value in task.static.items())
+        directory = directory / chosen.replace("/", "-").replace(" ", "")
+        if (directory / results.SUMMARY).exists():  # a group may be finished, and the sweep not
+            archive.require_same(directory, archive.description_of(described, **runs))
+            return Group(task, batch, iterations, rows, directory, None)
+    return Group(task, batch, iterations, rows, directory, Archive(directory, described, **runs))
+
+
 def run(
     settings: Any,
-    phases: Callable[[Spec], Sequence[Phase]],
+    phases: Callable[[Any, Spec], Sequence[Phase]],
     *,
     agent: str,
-    hypers: Any,
+    hypers: Callable[[Any], Any],
     usual: Mapping[str, Sequence[float]],
-) -> results.Result:
+) -> list[results.Result]:
     """Train every point of `settings.sweep` with `settings.seeds` seeds, and leave a folder with a table and pictures.
 
-    Where no axis is asked for, the `usual` ones are swept.
-    What is finished is on disk: the same command with the same --out goes on with what is missing. Raises BadInput for
-    what cannot be run, before anything is trained.
+    Where no axis is asked for, the `usual` ones are swept. Of `settings.static` every combination is a group, with a
+    program and a folder of its own; `phases` and `hypers` are made of each group's settings. What is finished is on
+    disk: the same command with the same --out goes on with what is missing. Raises BadInput for what cannot be run,
+    before anything is trained.
     """
-    try:
-        env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
-        judge = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
-        env_params = cli.env_params_of(env, settings.env_params)
-        plan = phases(env.spec)
-        cli.require_finite(hypers)
-        cli.require_fitting(plan, env, hypers, settings.length)
-        _require_no_more(settings)
+    with cli.bad_input():
         chosen = {name: values for name, values in dataclasses.asdict(settings.sweep).items() if values} or dict(usual)
         if 0 in chosen.get("learning_rate_horizon", ()):
             raise ValueError("sweep.learning_rate_horizon has a 0; on an axis it takes numbers of updates")
-        settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
-        batch = sweep.product(sweep.grid(hypers, **chosen), sweep.grid(env_params))
-        iterations = -(-plan[-1].steps // (settings.length * settings.num_envs))
-        rows = max(divisor for divisor in range(1, min(100, iterations) + 1) if iterations % divisor == 0)
+        statics = combinations(settings)
+        tasks = [task(dataclasses.replace(settings, **static), phases, hypers, static) for static in statics]
         directory = settings.out or results.default_directory(f"sweep_{agent}", settings.env)
-        described = dataclasses.asdict(settings) | {"agent": agent, "axes": chosen, "versions": results.versions()}
-        described.pop("out")
-        archive = Archive(directory, described, points=batch.points, seeds=settings.seeds)
-        keys = driver.seed_keys(settings.seed, settings.seeds)
-    except (ValueError, TypeError, OSError, OverflowError) as error:
-        raise cli.BadInput(str(error)) from error
-    total = batch.points * settings.seeds
-    spreading = spread.choose(total)
-    steps = sum(phase.steps for phase in plan)
-    print(f"{agent} on {settings.env}: {batch.points} points x {settings.seeds} seeds of {steps:,} steps", flush=True)
-    print(f"axes: {'; '.join(f'{name} {list(values)}' for name, values in chosen.items()) or 'none'}", flush=True)
-    print(f"{spreading}; one program to compile", flush=True)
-    print(f"finished runs are kept in {archive.directory}: with that as --out the same command goes on", flush=True)
-    if kept := total - len(archive.missing()):
-        print(f"{kept} of {total} runs are there already", flush=True)
-    train = training.trainer(
-        plan,
-        env,
-        length=settings.length,
-        rows=rows,
-        judge=judge if settings.eval_every else None,
-        max_steps=settings.eval_max_steps,
-    )
-    with Progress(total, description=f"{agent} {settings.env}", unit="runs") as progress:
+        groups = [_group(one, directory, agent, chosen) for one in tasks]
+        if all(group.archive is None for group in groups):
+            raise ValueError(f"directory is {directory}, which already holds all of this sweep; give another")
+    total, kept = sum(group.total for group in groups), sum(group.kept for group in groups)
+    print(f"{agent}: {groups[0].batch.points} points x {settings.seeds} seeds, axes: ", end="")
+    print("; ".join(f"{name} {list(values)}" for name, values in chosen.items()) or "none")
+    print("one program to compile" if len(groups) == 1 else f"{len(groups)} groups, each a program to compile:")
+    for static in statics:
+        print("".join(f"  {name} {value}" for name, value in static.items()))
+    print(f"finished runs are kept in {directory}: with that as --out the same command goes on")
+    if kept:
+        print(f"{kept} of {total} runs are there already")
+    with Progress(total, description=agent, unit="runs") as progress:
         progress.update(kept)
-        found = sweep.run(train, keys, batch, spread=spreading, archive=archive, progress=progress)
-    before = steps - plan[-1].steps
-    at = before + (np.arange(rows) + 1) * (iterations // rows) * settings.length * settings.num_envs
-    files = sweep_reports.pictures(found, at, archive.directory, title=f"{agent} on {settings.env}")
-    archive.finish(
+        before = 0
+        for group in groups:
+            _train(group, agent, lambda finished, before=before: progress.update(before + finished))
+            before += group.total
+    return [results.load_run(group.directory) for group in groups]
+
+
+def _train(group: Group, agent: str, progress: Callable[[int], None]) -> None:
+    """Make the runs of a group that are missing, and finish its folder."""
+    task, kept = group.task, group.archive
+    if kept is None:
+        return
+    settings, train = task.settings, task.train(group.rows)
+    name = f"{agent} on {settings.env}" + "".join(f", {key} {value}" for key, value in task.static.items())
+    with cli.bad_input():
+        spread = cli.spread_of(settings, group.total)
+        spread = sweep.fitting(train, task.keys, group.batch, spread, memory=cli.memory_of(settings))
+    print(f"{name}: {task.steps:,} steps a run; {spread}", flush=True)
+    found = sweep.run(train, task.keys, group.batch, spread=spread, archive=kept, progress=progress)
+    each_row = group.iterations // group.rows * settings.length * settings.num_envs
+    at = task.steps - task.plan[-1].steps + (np.arange(group.rows) + 1) * each_row
+    files = sweep_reports.pictures(found, at, group.directory, title=name)
+    kept.finish(
         {
             "agent": agent,
             "env": settings.env,
+            "static": task.static,
             "seeds": settings.seeds,
-            "total_steps": steps,
+            "total_steps": task.steps,
             "points": sweep_reports.summarise(found),
             "labels": found.labels,
             "environment_steps": at,
@@ -101,8 +261,7 @@ def run(
         }
     )
     print("\n".join(sweep_reports.lines(found)))
-    print(f"results in {archive.directory}: {', '.join([*files, 'summary.json', 'metrics.npz', 'settings.json'])}")
-    return results.load_run(archive.directory)
+    print(f"results in {group.directory}: {', '.join([*files, 'summary.json', 'metrics.npz', 'settings.json'])}")
 
 
 def _require_no_more(settings: Any) -> None:

@@ -18,7 +18,7 @@ AXES = ["--sweep.learning-rate", "1e-4", "1e-2", "--sweep.entropy-weight", "0", 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     script, directory = load("sweep_ppo"), tmp_path_factory.mktemp("sweep") / "run"
-    return script, script.main(cli.parse(script.Settings, [*FLAGS, *AXES, "--out", str(directory)]))
+    return script, *script.main(cli.parse(script.Settings, [*FLAGS, *AXES, "--out", str(directory)]))
 
 
 def test_a_sweep_leaves_a_table_pictures_and_an_index(swept):

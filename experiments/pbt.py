@@ -1,0 +1,121 @@
+"""Population-based training of PPO: the worst members copy the best, and change their numbers, on the way.
+
+python experiments/pbt.py --env CartPole-v1 --log-uniform.learning-rate 1e-5 1e-2 --uniform.entropy-weight 0 0.05
+
+Each seed is a population of its own; all are one program. The score of a generation is the mean return of its episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import ppo  # the script beside this one: its settings, and how they make an agent
+
+from purerl import cli, pbt, plots, points, results, scores, sweep_cli, training
+from purerl.agents import ppo as agent
+from purerl.base import require_count
+from purerl.metrics import Progress
+
+Axes = sweep_cli.axes(agent.Hypers)
+USUAL = {"learning_rate": points.log_uniform(1e-5, 1e-2), "entropy_weight": points.uniform(0.0, 0.05)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ppo.Settings):
+    """The flags: those of ppo.py, the population, and the bounds of each number."""
+
+    total_steps: int = 100_000  # of each member
+    members: int = 16
+    generations: int = 20
+    quantile: float = 0.2  # of the members that are replaced after each generation, by as many of the best
+    factor: float = 1.2  # by which a number is multiplied or divided then ...
+    resample: float = 0.25  # ... unless, with this probability, it is drawn anew
+    hypers: agent.Hypers = agent.Hypers()  # not annealed: that is for the population to find out
+    log_uniform: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
+    uniform: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
+
+
+def main(settings: Settings) -> results.Result:
+    """Train the populations and write the folder."""
+    with cli.bad_input():
+        for name in ("members", "generations"):
+            require_count(name, getattr(settings, name))
+        bounds = sweep_cli.distributions(settings) or USUAL
+        task = sweep_cli.task(settings, ppo.phases, lambda settings: settings.hypers)
+        directory = results.create(settings.out or results.default_directory("pbt_ppo", settings.env))
+        steps = -(-settings.total_steps // settings.generations)
+        env = task.env._replace(params=task.env_params)
+        learner = training.learner([phase._replace(steps=steps) for phase in task.plan], env, length=settings.length)
+        spread = cli.spread_of(settings, settings.members)
+    print(f"{settings.members} members, {settings.generations} generations of {steps:,} steps; {spread}", flush=True)
+    found = []
+    with Progress(settings.seeds, description=f"pbt of ppo, {settings.env}", unit="populations") as progress:
+        for key in task.keys:
+            sample_key, evolve_key = jax.random.split(key)
+            population = points.sample(sample_key, task.hypers, settings.members, **bounds)
+            with cli.bad_input():
+                found.append(
+                    pbt.evolve(
+                        evolve_key,
+                        learner,
+                        population,
+                        bounds,
+                        generations=settings.generations,
+                        quantile=settings.quantile,
+                        factor=settings.factor,
+                        resample=settings.resample,
+                        spread=spread,
+                    )
+                )
+            progress.update(len(found))
+    best = np.array([np.nanmax(one.scores[-1]) if np.isfinite(one.scores[-1]).any() else np.nan for one in found])
+    at = (np.arange(settings.generations) + 1) * -(-steps // (settings.length * settings.num_envs))
+    at = at * settings.length * settings.num_envs
+    histories = {name: np.stack([one.hypers[name] for one in found]) for name in bounds}
+    score = np.stack([one.scores for one in found])
+    summary = {
+        "agent": "pbt of ppo",
+        "env": settings.env,
+        "seeds": settings.seeds,
+        "total_steps": int(at[-1]),
+        "episode_return": scores.summary(best),
+        "versions": results.versions(),
+    }
+    results.write(
+        directory,
+        settings=dataclasses.asdict(task.settings) | {"agent": "pbt", "versions": results.versions()},
+        metrics={"score": score, "parents": np.stack([one.parents for one in found]), "generation_steps": at}
+        | histories,
+        summary=summary,
+    )
+    _draw(directory, at, score, histories, bounds, f"PPO on {settings.env}")
+    low, high = summary["episode_return"]["ci95"]
+    print(f"best member at the end, a population each: {np.array2string(best, precision=1)}", end="")
+    print("" if low is None else f"; interquartile mean {summary['episode_return']['iqm']:.1f} [{low:.1f}, {high:.1f}]")
+    for name, values in histories.items():
+        middle = np.median(values, axis=(0, 2))
+        print(f"{name}: median {middle[0]:.3g} in the first generation, {middle[-1]:.3g} in the last")
+    print(f"results in {directory}: population.png, summary.json, metrics.npz, settings.json")
+    return results.load_run(directory)
+
+
+def _draw(directory, at, score, histories, bounds, title) -> None:
+    """Save the scores of the best and of the median member, and the medians of the numbers, over the generations."""
+    figure = plots.new_figure(5.0 * (1 + len(histories)), 4.2)
+    axes = figure.add_subplot(1, 1 + len(histories), 1)
+    lines = {"best member": np.nanmax(score, axis=2), "median member": np.nanmedian(score, axis=2)}
+    plots.comparison(axes, at, lines, xlabel="environment steps of each member", ylabel="episode return in training")
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    for place, (name, values) in enumerate(histories.items()):
+        axes = figure.add_subplot(1, 1 + len(histories), 2 + place)
+        quantiles = {f"{share} % of members": np.quantile(values, share / 100, axis=2) for share in (10, 50, 90)}
+        plots.comparison(axes, at, quantiles, xlabel="environment steps of each member", ylabel=name)
+        if isinstance(bounds[name], points.LogUniform):
+            axes.set_yscale("log")
+    plots.save(figure, directory / "population.png")
+
+
+if __name__ == "__main__":
+    cli.start(main, Settings)

@@ -1,0 +1,245 @@
+"""Search by Optuna: trials in whole batches, each one program; many workers on one storage, nothing lost or doubled.
+
+A study is made with a ticket for each of its trials. Workers claim tickets, and a ticket whose trial was left running
+by a dead worker is handed out again, with the same numbers: so many trials are finished as were asked for, whoever is
+killed, and when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optuna
+from jaxtyping import Key
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from purerl import archive, points, results, scores, sweep
+from purerl import spread as spreading
+from purerl.base import require_count
+from purerl.spread import Spread
+from purerl.sweep import Train
+from purerl.workers import OWNER, SignsOfLife, Watch
+
+PATIENCE = 120.0  # seconds without a sign of life after which a worker counts as dead
+SCORES = "scores"  # the attribute of a trial with those of its runs, None for what diverged
+_TICKET, _DIVERGED, _DESCRIPTION = "ticket", "diverged", "description"
+
+
+def storage_of(where: str | os.PathLike[str]) -> optuna.storages.BaseStorage:
+    """Return Optuna's storage: of a URL (sqlite:///..., postgresql+psycopg://...) a database, else a journal file."""
+    if "://" in str(where):
+        return optuna.storages.RDBStorage(str(where), engine_kwargs={"pool_pre_ping": True})
+    path = Path(where)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def create(
+    where: str | os.PathLike[str],
+    name: str,
+    *,
+    trials: int,
+    description: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> optuna.Study:
+    """Return the study of so many trials that looks for the highest score, made unless it is there.
+
+    By one process alone, before others open it: two that make the tables of an empty database are in each other's way.
+    `description` says what is searched. Raises ValueError for a count below one, and, naming the first difference, for
+    a study that is there with another description or count.
+    """
+    require_count("trials", trials)
+    study = optuna.create_study(
+        storage=storage_of(where), study_name=name, direction="maximize", load_if_exists=True, sampler=_sampler(seed)
+    )
+    own = results.to_json({"trials": trials} | dict(description or {}))
+    archive.require_equal(study.user_attrs.get(_DESCRIPTION, own), own, f"study {name!r} in {where}")
+    study.set_user_attr(_DESCRIPTION, own)
+    _hand_out(study)
+    return study
+
+
+def open_study(
+    where: str | os.PathLike[str],
+    name: str,
+    *,
+    description: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    wait: float = 600.0,
+) -> optuna.Study:
+    """Return a study that another process makes, for which it waits so many seconds.
+
+    Raises TimeoutError after them, and ValueError, naming the first difference, if `description` is another.
+    """
+    until = time.monotonic() + wait
+    while True:
+        # Half-made tables and a missing study look different in every storage.
+        with contextlib.suppress(Exception):
+            study = optuna.load_study(storage=storage_of(where), study_name=name, sampler=_sampler(seed))
+            if _DESCRIPTION in study.user_attrs:
+                break
+        if time.monotonic() > until:
+            raise TimeoutError(f"there is no study {name!r} in {where} after {wait:.0f} seconds; worker 0 makes it")
+        time.sleep(1.0)
+    if description is not None:
+        former = study.user_attrs[_DESCRIPTION]
+        archive.require_equal(
+            former, results.to_json({"trials": former["trials"]} | dict(description)), f"study {name!r}"
+        )
+    return study
+
+
+def size(study: optuna.Study) -> int:
+    """Return how many trials a study is of."""
+    return study.user_attrs[_DESCRIPTION]["trials"]
+
+
+def work(
+    study: optuna.Study,
+    train: Train,
+    keys: Key[jax.Array, " S"],
+    base: Any,
+    distributions: Mapping[str, points.Distribution],
+    *,
+    score: Callable[[Any], np.ndarray],
+    batch: int,
+    worker: int = 0,
+    spread: Spread | None = None,
+    patience: float = PATIENCE,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Run trials until all of the study are finished, by whomever, and return how many of them it was that ran here.
+
+    A batch of trials is one call of a program that is compiled once: `train(key, hypers)` at `batch` points, each with
+    all keys, spread over the devices. `score(outputs)` tells from what runs left, leaves [P, S, ...], the scores
+    [P, S]; a trial's value is their interquartile mean. One whose score is not finite is told as failed, marked
+    "diverged", and counts as finished. Each worker has a number of its own: started again with the same number, it
+    hands out at once what it had left running; what other workers leave is handed out once they have been silent for
+    `patience` seconds. Raises ValueError for distributions that Optuna has no like of, and RuntimeError if another
+    worker takes the same number.
+    """
+    require_count("batch", batch)
+    for name, distribution in distributions.items():
+        if not isinstance(distribution, points.Uniform | points.LogUniform | points.Choice):
+            raise ValueError(f"the distribution of {name} is {distribution!r}; it takes uniform, log_uniform or choice")
+    watch = Watch(patience)
+    done = 0
+    with SignsOfLife(study, worker, patience) as alive:
+        while True:
+            watch.fail_the_dead(study)
+            _hand_out(study)
+            trials = list(_claimed(study, distributions, batch, alive))
+            if not trials:
+                if progress:
+                    progress(finished(study))
+                if finished(study) == size(study):
+                    return done
+                time.sleep(min(1.0, patience / 10))  # others are at work
+                continue
+            for trial, found in zip(trials, _scores(train, keys, base, trials, batch, score, spread), strict=True):
+                done += _tell(study, trial, found)
+            if progress:
+                progress(finished(study))
+
+
+def _scores(train, keys, base, trials, batch, score, spread) -> np.ndarray:
+    """Return the scores of the trials, [trials, S]."""
+    asked = [trial.params for trial in trials]
+    filled = asked + [asked[-1]] * (batch - len(asked))  # of one shape always, though no more is run than was claimed
+    points_of = points.listed(base, **{name: [params[name] for params in filled] for name in asked[0]})
+    if spread is None:
+        spread = sweep.fitting(train, keys, points_of, spreading.choose(batch * len(keys)))
+    left = {}
+    for numbers, outputs in sweep.each(train, keys, points_of, np.arange(len(trials) * len(keys)), spread):
+        for place, number in enumerate(numbers.tolist()):
+            left[number] = jax.tree.map(lambda leaf, place=place: leaf[place], outputs)
+    runs = [left[number] for number in sorted(left)]
+    shape = len(trials), len(keys)
+    return np.asarray(score(jax.tree.map(lambda *leaves: np.stack(leaves).reshape(*shape, *leaves[0].shape), *runs)))
+
+
+def _claimed(
+    study: optuna.Study, distributions: Mapping[str, points.Distribution], batch: int, alive: SignsOfLife
+) -> Iterator[optuna.Trial]:
+    """Yield up to `batch` trials that this worker, and no other, now runs."""
+    for _ in range(batch):
+        if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return
+        alive.require_own()
+        trial = study.ask()
+        ticket = trial.user_attrs.get(_TICKET)
+        trial.set_user_attr(OWNER, alive.owner)
+        # Two workers may have handed out a ticket at one time, or this one may have come too late for the last. Of
+        # trials with one ticket the first counts.
+        others = [other for other in _of_ticket(study, ticket) if _counts(other)]
+        if ticket is None or min(other.number for other in others) != trial.number:
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        for name, distribution in distributions.items():
+            _suggest(trial, name, distribution)
+        yield trial
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, found: np.ndarray) -> bool:
+    """Tell what came of a trial, unless it was taken away meanwhile; return whether it counts."""
+    finite = bool(np.isfinite(found).all())
+    try:
+        trial.set_user_attr(SCORES, [float(score) if np.isfinite(score) else None for score in found])
+        trial.set_user_attr(_DIVERGED, not finite)
+    except (optuna.exceptions.UpdateFinishedTrialError, RuntimeError):
+        return False
+    value, state = (scores.interquartile_mean(found), None) if finite else (None, TrialState.FAIL)
+    return _counts(study.tell(trial, value, state, skip_if_finished=True))
+
+
+def _hand_out(study: optuna.Study) -> None:
+    """Make a waiting trial for each ticket that has none which counts, with the numbers of the one that failed."""
+    trials = study.get_trials(deepcopy=False)
+    held = {trial.user_attrs.get(_TICKET) for trial in trials if _counts(trial)}
+    former = {trial.user_attrs[_TICKET]: trial.params for trial in trials if _TICKET in trial.user_attrs}
+    for ticket in range(size(study)):
+        if ticket not in held:
+            study.enqueue_trial(former.get(ticket, {}), user_attrs={_TICKET: ticket})
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that are finished, those that diverged included, in the order in which they were asked for."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and _counts(trial)]
+    return sorted(
+        (trial for trial in ended if _TICKET in trial.user_attrs), key=lambda trial: trial.user_attrs[_TICKET]
+    )
+
+
+def finished(study: optuna.Study) -> int:
+    """Return how many trials are finished."""
+    return len(finished_trials(study))
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Return whether a trial stands for its ticket: not one that was left running, or was one too many."""
+    return trial.state != TrialState.FAIL or trial.user_attrs.get(_DIVERGED, False)
+
+
+def _of_ticket(study: optuna.Study, ticket: int | None) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(_TICKET) == ticket]
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    # The liar: trials under way count as bad ones, so that those of a batch are not all drawn from one spot.
+    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: Any) -> None:
+    if isinstance(distribution, points.Choice):
+        trial.suggest_categorical(name, distribution.values)
+    else:
+        logarithmic = isinstance(distribution, points.LogUniform)
+        trial.suggest_float(name, float(distribution.low), float(distribution.high), log=logarithmic)

@@ -1,0 +1,170 @@
+"""What scripts that search with Optuna share: a study that workers share, started by hand or as jobs, and its picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+
+from purerl import cli, plots, points, results, scores, sweep, sweep_cli, sweep_reports, tune
+from purerl.base import Spec, require_count
+from purerl.loop import Phase
+from purerl.metrics import Progress
+
+# A study is the same study, however its workers are started.
+NOT_DESCRIBED = sweep_cli.NOT_DESCRIBED | {"search"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """Where the study is kept, and who works on it."""
+
+    trials: int = 40  # of the study
+    batch: int = 8  # trials that are one call of the program
+    name: str = "study"
+    storage: str | None = None  # sqlite:///FILE, postgresql+psycopg://..., or a file; <out>/journal.log if not given
+    worker: int | None = None  # a number of its own; SLURM_ARRAY_TASK_ID if not given, or 0, which makes the study
+    patience: float = tune.PATIENCE  # seconds of silence after which another worker counts as dead
+    submit: Literal["slurm", "local"] | None = None  # let submitit start this command so many times:
+    workers: int = 2
+    cpus: int = 2  # of each of them, where slurm starts them ...
+    minutes: int = 720  # ... and for how long at most
+
+
+def run(
+    settings: Any,
+    phases: Callable[[Any, Spec], Sequence[Phase]],
+    *,
+    agent: str,
+    hypers: Callable[[Any], Any],
+    usual: Mapping[str, points.Distribution],
+) -> results.Result | None:
+    """Work on the study of `settings.search` until all its trials are finished; worker 0 then writes the folder.
+
+    A trial trains with `settings.seeds` seeds, its numbers chosen by Optuna from what is asked for (`usual` if nothing
+    is). The same command goes on with what is there, and with another `--search.worker` helps. Raises BadInput for what
+    cannot be run, before anything is trained.
+    """
+    search: Search = settings.search
+    with cli.bad_input():
+        for name in ("trials", "batch", "workers", "cpus", "minutes"):
+            require_count(f"search.{name}", getattr(search, name))
+        space = sweep_cli.distributions(settings) or dict(usual)
+        points.sample(sweep_cli.driver.seed_keys(0, 1)[0], hypers(settings), 1, **space)  # they suit the hypers
+        task = sweep_cli.task(settings, phases, hypers)
+        worker = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if search.worker is None else search.worker
+        directory = _directory(settings, worker, f"tune_{agent}")
+        if search.submit is not None:
+            _submit(search, directory)
+            return None
+        described = {key: value for key, value in dataclasses.asdict(settings).items() if key not in NOT_DESCRIBED}
+        described |= {"agent": agent, "space": {name: str(own) for name, own in space.items()}}
+        where, seed = search.storage or directory / "journal.log", settings.seed + worker
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if worker == 0:
+            results.create(directory)
+            study = tune.create(where, search.name, trials=search.trials, description=described, seed=seed)
+        else:
+            print(f"worker {worker}: looking for study {search.name!r} in {where}", flush=True)
+            study = tune.open_study(where, search.name, description=described, seed=seed)
+        train = task.train(rows=1)
+        runs = sweep.listed(task.hypers, **{name: [0.0] * search.batch for name in space})
+        spread = cli.spread_of(settings, search.batch * settings.seeds)
+        spread = sweep.fitting(train, task.keys, runs, spread, memory=cli.memory_of(settings))
+    total = tune.size(study)
+    print(
+        f"{agent} on {settings.env}: {total} trials of {settings.seeds} seeds of {task.steps:,} steps, as worker {worker}"
+    )
+    print(f"space: {'; '.join(f'{name} {own}' for name, own in space.items())}")
+    print(f"{spread}; study {search.name!r} is kept in {where}: the same command goes on")
+    print(f"with --out {directory} --search.worker {worker + 1} another process helps", flush=True)
+    with Progress(total, description=f"{agent} {settings.env}", unit="trials") as progress:
+        progress.update(tune.finished(study))
+        done = tune.work(
+            study,
+            train,
+            task.keys,
+            task.hypers,
+            space,
+            score=lambda outputs: sweep_reports.score_of(
+                sweep.Results(outputs, {}, sweep.diverged(outputs, outputs["diverged_at"].shape))
+            ),
+            batch=search.batch,
+            worker=worker,
+            spread=spread,
+            patience=search.patience,
+            progress=progress.update,
+        )
+    print(f"worker {worker} ran {done} of {total} trials")
+    return _finish(study, directory, settings, space, agent, task.steps) if worker == 0 else None
+
+
+def _directory(settings: Any, worker: int, script: str) -> Path:
+    if settings.out is None and (worker > 0 or "SLURM_ARRAY_TASK_ID" in os.environ):
+        raise ValueError(f"out is not given, and this is worker {worker}; all workers of a study take one --out")
+    return settings.out or results.default_directory(script, settings.env)
+
+
+def _submit(search: Search, directory: Path) -> None:
+    """Start this very command as so many workers."""
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError("submit takes the package submitit: pip install submitit") from None
+    executor = submitit.AutoExecutor(folder=directory / "jobs", cluster=search.submit)
+    executor.update_parameters(timeout_min=search.minutes, name="purerl")
+    if search.submit == "slurm":
+        executor.update_parameters(cpus_per_task=search.cpus)
+    own = [argument for argument in sys.argv if not argument.startswith("--search.submit=")]
+    if "--search.submit" in own:
+        place = own.index("--search.submit")
+        del own[place : place + 2]
+    command = [sys.executable, *own, "--out", str(directory), "--search.worker"]  # its number follows
+    jobs = executor.map_array(submitit.helpers.CommandFunction(command), range(search.workers))
+    print(f"{search.workers} workers are jobs {', '.join(job.job_id for job in jobs)}; logs in {directory / 'jobs'}")
+    if search.submit == "local":
+        for job in jobs:
+            job.result()
+
+
+def _finish(study, directory, settings, space, agent, steps) -> results.Result:
+    """Write the folder of a search, of the trials that count, in the order of their tickets."""
+    trials = tune.finished_trials(study)
+    labels = {name: np.array([float(trial.params[name]) for trial in trials]) for name in space}
+    per_seed = np.array([trial.user_attrs[tune.SCORES] for trial in trials], float)
+    rows = [
+        {name: column[place] for name, column in labels.items()} | scores.summary(per_seed[place])
+        for place in range(len(trials))
+    ]
+    results.write(
+        directory,
+        settings=dataclasses.asdict(settings) | {"agent": agent, "versions": results.versions()},
+        metrics={"score": per_seed},
+        summary={
+            "agent": agent,
+            "env": settings.env,
+            "static": {},
+            "seeds": settings.seeds,
+            "total_steps": steps,
+            "points": rows,
+            "labels": labels,
+            "versions": results.versions(),
+        },
+    )
+    values = np.array([np.nan if trial.value is None else trial.value for trial in trials])
+    figure = plots.new_figure(4.5 * (1 + len(space)), 4.0)
+    frames = {"trial": np.arange(len(trials)) + 1} | labels
+    for place, (name, column) in enumerate(frames.items()):
+        axes = figure.add_subplot(1, len(frames), place + 1)
+        plots.dots(axes, column, values, xlabel=name, ylabel="score", best=place == 0)
+    plots.save(figure, directory / "search.png")
+    best = rows[int(np.nanargmax(values))] if np.isfinite(values).any() else None
+    print(f"best of {len(trials)}: {best}" if best else "no trial has a score")
+    print(f"results in {directory}: search.png, summary.json, metrics.npz, settings.json")
+    return results.load_run(directory)
