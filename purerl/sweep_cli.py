@@ -118,6 +118,7 @@ def task(
     plan = phases(settings, env.spec)
     cli.require_finite(numbers)
     cli.require_fitting(plan, env, numbers, settings.length)
+    cli.spread_of(settings, 1)  # the devices that are asked for are there
     _require_no_more(settings)
     steps = sum(phase.steps for phase in plan)
     settings = cli.effective(settings, env_params, steps)
@@ -218,7 +219,7 @@ def run(
     print(f"{agent}: {groups[0].batch.points} points x {settings.seeds} seeds, axes: ", end="")
     print("; ".join(f"{name} {list(values)}" for name, values in chosen.items()) or "none")
     print("one program to compile" if len(groups) == 1 else f"{len(groups)} groups, each a program to compile:")
-    for static in statics:
+    for static in statics if len(groups) > 1 else ():
         print("".join(f"  {name} {value}" for name, value in static.items()))
     print(f"finished runs are kept in {directory}: with that as --out the same command goes on")
     if kept:

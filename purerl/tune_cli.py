@@ -1,4 +1,4 @@
-"""What scripts that search with Optuna share: a study that workers share, started by hand or as jobs, and its picture."""
+"""What scripts that search with Optuna share: a study and its workers, started by hand or as jobs, and a picture."""
 
 from __future__ import annotations
 
@@ -78,9 +78,8 @@ def run(
         spread = cli.spread_of(settings, search.batch * settings.seeds)
         spread = sweep.fitting(train, task.keys, runs, spread, memory=cli.memory_of(settings))
     total = tune.size(study)
-    print(
-        f"{agent} on {settings.env}: {total} trials of {settings.seeds} seeds of {task.steps:,} steps, as worker {worker}"
-    )
+    runs_of = f"{settings.seeds} seeds of {task.steps:,} steps"
+    print(f"{agent} on {settings.env}: {total} trials of {runs_of}, as worker {worker}")
     print(f"space: {'; '.join(f'{name} {own}' for name, own in space.items())}")
     print(f"{spread}; study {search.name!r} is kept in {where}: the same command goes on")
     print(f"with --out {directory} --search.worker {worker + 1} another process helps", flush=True)

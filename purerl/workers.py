@@ -17,6 +17,8 @@ OWNER = "owner"  # the attribute of a trial that says which process runs it
 
 
 class Owner(NamedTuple):
+    """Which process runs a trial."""
+
     worker: int
     life: str  # of one process, however often its number is used
 

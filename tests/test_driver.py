@@ -129,6 +129,15 @@ def test_how_often_is_logged_changes_no_phase_and_no_bit(two_phases):
     chex.assert_trees_all_equal(outcome.run(0), two_phases(50).run(0))
 
 
+def test_more_seeds_than_memory_holds_are_refused_before_they_begin():
+    env = envs.make(CLIFF, 2)
+    agent = replay.with_replay(q_learning.q_learning(env.spec), replay.uniform(env.spec, 10**6), batch_size=4)
+    with pytest.raises(MemoryError, match=r"3 seeds keep .* MiB and there are 10.00 MiB of memory: fewer seeds"):
+        driver.drive(
+            driver.seed_keys(0, 3), [Phase(agent, 4)], env, q_learning.Hypers(), log_every=4, memory=10 * 2**20
+        )
+
+
 def test_a_large_replay_is_not_copied_when_several_seeds_advance():
     env = envs.make("CartPole-v1", 2)
     learner = dqn.dqn(env.spec, networks.action_values(env.spec, (8,)))

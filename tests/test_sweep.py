@@ -224,6 +224,29 @@ def test_a_sweep_compiles_once_and_its_values_nothing(cliff):
     assert len(traces) <= 2  # once for shapes, once for the program
 
 
+def test_what_runs_take_of_memory_is_read_off_the_program_and_kept_within_a_budget(cliff):
+    """A replay buffer of 8 MB, of which nothing that is handed in or out tells."""
+    capacity = 400_000
+    learner = replay.with_replay(q_learning.q_learning(cliff.spec), replay.uniform(cliff.spec, capacity), batch_size=4)
+    state = jax.eval_shape(lambda key: learner.init(key, tables.Hypers()), KEYS[0])
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    train = training.trainer([loop.Phase(learner, 8)], cliff)
+    batch = sweep.grid(tables.Hypers(), learning_rate=[0.1, 0.5])
+
+    def fitting(room, **options):
+        spreading = spread.choose(6, **options)
+        found = sweep.fitting(train, KEYS, batch, spreading, memory=round(room * size))
+        return len(found.devices), found.together
+
+    assert fitting(2.3) == (2, 1)
+    assert fitting(1.7) == (1, 1)
+    assert fitting(2.3, devices=1, together=2) == (1, 2)
+    assert fitting(1.7, devices=1, together=2) == (1, 1)
+    with pytest.raises(MemoryError, match=r"one run takes 8\.\d\d MiB of memory and there are 7\.\d\d MiB"):
+        fitting(0.9)
+    assert 2**30 < spread.free_memory(spread.choose(1)) < 2**45
+
+
 def test_what_diverges_is_marked_and_leaves_the_others_as_they_are(train):
     def broken(key, hypers):
         outputs = train(key, hypers)

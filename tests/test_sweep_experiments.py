@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import pytest
 from scripts import load
 
-from purerl import cli, results, sweep, sweep_reports, training
+from purerl import cli, driver, envs, loop, results, sweep, sweep_cli, sweep_reports, tables, training
+from purerl.agents import q_learning
 
-FLAGS = ["--total-steps", "1024", "--hidden", "8", "--eval-episodes", "2", "--eval-max-steps", "30", "--seeds", "2"]
-AXES = ["--sweep.learning-rate", "1e-4", "1e-2", "--sweep.entropy-weight", "0", "0.1"]
+# The scripts' ways with an agent that compiles in a second; the scripts themselves are run by slow tests below.
+Axes = sweep_cli.axes(tables.Hypers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(cli.Settings):
+    """Settings of Q-learning."""
+
+    env: str = "CliffWalking-purerl"
+    replacing: bool = False
+    traces: bool = False  # what nothing but the groups' test looks at
+    hypers: tables.Hypers = tables.Hypers()
+
+
+Static = sweep_cli.choices(Settings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swept(Settings):
+    """Settings of a sweep of it."""
+
+    sweep: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
+    static: Static = Static()  # pyright: ignore[reportInvalidTypeForm]
+
+
+def phases(settings, spec):
+    return [loop.Phase(q_learning.q_learning(spec), settings.total_steps)]
+
+
+def run(flags):
+    settings = cli.parse(Swept, flags)
+    return sweep_cli.run(
+        settings, phases, agent="q", hypers=lambda own: own.hypers, usual={"learning_rate": (0.1, 0.5)}
+    )
+
+
+FLAGS = ["--total-steps", "400", "--num-envs", "2", "--eval-episodes", "2", "--eval-max-steps", "30", "--seeds", "2"]
+AXES = ["--sweep.learning-rate", "0.1", "0.5", "--sweep.exploration", "0.1", "0.3"]
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    script, directory = load("sweep_ppo"), tmp_path_factory.mktemp("sweep") / "run"
-    return script, *script.main(cli.parse(script.Settings, [*FLAGS, *AXES, "--out", str(directory)]))
+    return run([*FLAGS, *AXES, "--out", str(tmp_path_factory.mktemp("sweep") / "run")])[0]
 
 
 def test_a_sweep_leaves_a_table_pictures_and_an_index(swept):
-    _, found = swept
-    assert {path.name for path in found.directory.iterdir()} == {
+    assert {path.name for path in swept.directory.iterdir()} == {
         "settings.json",
         "metrics.npz",
         "summary.json",
@@ -32,55 +68,117 @@ def test_a_sweep_leaves_a_table_pictures_and_an_index(swept):
         "sensitivity.png",
         "heat_map.png",
     }
-    assert found.metrics["episode_return"].shape == (4, 2, 2)
-    assert found.metrics["evaluation_return"].shape == (4, 2, 2)
-    assert found.summary["labels"] == {"learning_rate": [1e-4, 1e-4, 1e-2, 1e-2], "entropy_weight": [0, 0.1, 0, 0.1]}
-    assert found.summary["environment_steps"] == [512, 1024]
-    for point, row in enumerate(found.summary["points"]):
-        np.testing.assert_allclose(row["per_seed"], found.metrics["evaluation_return"][point].mean(axis=1), rtol=1e-5)
+    assert swept.metrics["episode_return"].shape == (4, 2, 100)
+    assert swept.metrics["evaluation_return"].shape == (4, 2, 2)
+    assert swept.summary["labels"] == {"learning_rate": [0.1, 0.1, 0.5, 0.5], "exploration": [0.1, 0.3, 0.1, 0.3]}
+    assert swept.summary["environment_steps"] == list(range(4, 404, 4))
+    for point, row in enumerate(swept.summary["points"]):
+        np.testing.assert_allclose(row["per_seed"], swept.metrics["evaluation_return"][point].mean(axis=1), rtol=1e-5)
 
 
 def test_a_sweep_is_read_as_a_labelled_table(swept, tmp_path):
-    _, found = swept
-    table = results.frame(results.load(found.directory))
-    assert list(table.columns) == ["learning_rate", "entropy_weight", "seed", "score", "diverged_at"]
+    table = results.frame(results.load(swept.directory))
+    assert list(table.columns) == ["learning_rate", "exploration", "seed", "score", "diverged_at"]
     assert len(table) == 8
-    one = table[(table.learning_rate == 1e-2) & (table.entropy_weight == 0) & (table.seed == 1)]
-    np.testing.assert_allclose(one.score, found.metrics["evaluation_return"][2, 1].mean(), rtol=1e-5)
-    results.write(tmp_path, settings={}, metrics={}, summary={"agent": "ppo"})
+    one = table[(table.learning_rate == 0.5) & (table.exploration == 0.1) & (table.seed == 1)]
+    np.testing.assert_allclose(one.score, swept.metrics["evaluation_return"][2, 1].mean(), rtol=1e-5)
+    results.write(tmp_path, settings={}, metrics={}, summary={"agent": "q"})
     with pytest.raises(ValueError, match="holds no sweep"):
         results.frame(results.load(tmp_path))
 
 
 def test_every_run_is_what_it_would_be_alone(swept):
-    """The same numbers from the script of the agent by itself, but for rounding: its program is another."""
-    script, found = swept
-    settings = dataclasses.replace(cli.parse(script.Settings, FLAGS), out=None)
-    alone = load("ppo")
-    hypers = dataclasses.replace(cli.annealed(settings, settings.hypers), learning_rate=1e-2, entropy_weight=0.1)
-    env = script.sweep_cli.envs.make("CartPole-v1", 4)
-    train = training.trainer(alone.phases(settings, env.spec), env, length=128, rows=2)
-    expected = jax.jit(train)(script.sweep_cli.driver.seed_keys(0, 2)[1], hypers)
-    for name in ("value_loss", "episodes", "entropy"):
-        np.testing.assert_allclose(found.metrics[name][3, 1], expected[name], rtol=1e-3, atol=1e-5)
+    env = envs.make("CliffWalking-purerl", 2)
+    train = training.trainer(phases(Settings(total_steps=400), env.spec), env, rows=100)
+    hypers = tables.Hypers(learning_rate=0.5, exploration=0.3)
+    expected = jax.jit(train)(driver.seed_keys(0, 2)[1], hypers)
+    for name in ("td_error", "episodes"):
+        np.testing.assert_allclose(swept.metrics[name][3, 1], expected[name], rtol=1e-5)
 
 
 def test_a_finished_sweep_is_not_run_again_and_others_are_refused(swept, tmp_path):
-    script, found = swept
-    flags = [*FLAGS, *AXES]
     for changed, sentence in [
-        ([*flags, "--out", str(found.directory)], "already holds a finished run"),
-        ([*flags, "--out", str(tmp_path / "x"), "--sweep.discount", "nan"], "discount is .* an axis takes a list of"),
-        ([*flags, "--out", str(tmp_path / "x"), "--minibatches", "7"], "minibatches is 7"),
-        ([*flags, "--out", str(tmp_path / "x"), "--stop-at-return", "7"], "a sweep runs every point to its end"),
-        ([*flags, "--out", str(tmp_path / "x"), "--log-every", "7"], "a sweep has up to a hundred rows"),
-        ([*flags, "--out", str(tmp_path / "x"), "--eval-every", "7"], "a sweep evaluates at the end, or with 0 never"),
-        ([*flags, "--out", str(tmp_path / "x"), "--sweep.learning-rate-horizon", "0"], "has a 0; on an axis it takes"),
-        ([*flags, "--out", str(tmp_path / "x"), "--env-params.max-steps-in-episode", "0"], "takes at least 1 step"),
+        (["--out", str(swept.directory)], "already holds a finished run"),
+        (["--sweep.discount", "nan"], "discount is .* an axis takes a list of"),
+        (["--stop-at-return", "7"], "a sweep runs every point to its end"),
+        (["--log-every", "7"], "a sweep has up to a hundred rows"),
+        (["--eval-every", "7"], "a sweep evaluates at the end, or with 0 never"),
+        (["--env-params.max-steps-in-episode", "0"], "takes at least 1 step"),
+        (["--static.num-envs", "2", "x"], "static.num_envs has 'x'; it takes what --num-envs does"),
+        (["--static.num-envs", "0"], "num_envs is 0"),
+        (["--static.env", "Maze-purerl", "--env-params.cliff-reward", "-3"], "env_params are given, and static.env"),
+        (["--devices", "9"], "devices is 9; there are 2"),
+        (["--memory", "-1"], "memory is -1.0; it takes a positive number of GiB"),
+        (["--memory", "1e-6"], r"one run takes .* MiB of memory and there are 0.00 MiB"),
     ]:
         with pytest.raises(cli.BadInput, match=sentence):
-            script.main(cli.parse(script.Settings, changed))
+            run([*FLAGS, *AXES, "--out", str(tmp_path / sentence[:9]), *changed])
+    assert {path.name for path in tmp_path.iterdir()} == {"one run t"}  # all others before a folder is made
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_the_scripts_refuse_before_anything_is_trained(name, tmp_path):
+    script = load(f"sweep_{name}")
+    with pytest.raises(cli.BadInput, match=r"learning_rate is .* an axis takes a list of finite numbers"):
+        script.main(cli.parse(script.Settings, ["--sweep.learning-rate", "nan", "--out", str(tmp_path / "x")]))
     assert not (tmp_path / "x").exists()
+
+
+def test_static_choices_are_groups_each_a_program_and_those_finished_are_not_run_again(tmp_path, capsys):
+    flags = [*FLAGS, "--out", str(tmp_path / "run"), "--static.num-envs", "2", "4", "--static.traces", "true"]
+    first, second = run(flags)
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == [
+        "num_envs=2,traces=True",
+        "num_envs=4,traces=True",
+    ]
+    printed = capsys.readouterr().out
+    announced = printed.index("2 groups, each a program to compile:\n  num_envs 2  traces True\n  num_envs 4")
+    assert announced < printed.index("q on CliffWalking-purerl, num_envs 2, traces True: 400 steps a run")
+    assert (first.settings["num_envs"], second.settings["num_envs"]) == (2, 4)
+    assert second.settings["traces"] is True
+    table = results.frame(results.load(tmp_path / "run"))
+    assert list(table.columns)[:4] == ["num_envs", "traces", "learning_rate", "seed"]
+    assert sorted(set(table.num_envs)) == [2, 4]
+    with pytest.raises(cli.BadInput, match="already holds all of this sweep"):
+        run(flags)
+    third = run([*flags[:-5], "--static.num-envs", "2", "8", "--static.traces", "true"])[1]
+    assert "4 of 8 runs are there already" in capsys.readouterr().out
+    assert third.settings["num_envs"] == 8
+    with pytest.raises(cli.BadInput, match="holds a sweep with seeds 2, and this one has 3"):
+        run([*flags, "--seeds", "3"])
+
+
+def test_choices_are_read_as_the_settings_are():
+    @dataclasses.dataclass(frozen=True)
+    class Given:
+        hidden: tuple[int, ...] = ()
+        activation: Literal["tanh", "relu"] = "tanh"
+        observation_dtype: Literal["bool", "uint8"] | None = None
+        double: bool = False
+        env: str = ""
+        env_params: None = None
+        static: Any = None
+
+    kinds = sweep_cli.choices(Given)
+    asked = kinds(hidden=("64,64", "8"), activation=("relu",), observation_dtype=("bool",), double=("False",))
+    found = sweep_cli.combinations(Given(static=asked))
+    rest = {"activation": "relu", "observation_dtype": "bool", "double": False}
+    assert found == [{"hidden": (64, 64)} | rest, {"hidden": (8,)} | rest]
+    for bad in ({"activation": ("sin",)}, {"double": ("maybe",)}, {"hidden": ("a,b",)}):
+        with pytest.raises(ValueError, match=f"static.{next(iter(bad))} has"):
+            sweep_cli.combinations(Given(static=kinds(**bad)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_the_scripts_that_sweep_run_as_they_stand(name, tmp_path, slow_result):
+    script = load(f"sweep_{name}")
+    flags = ["--total-steps", "20000", "--seeds", "2", "--out", str(tmp_path / "run")]
+    (found,) = script.main(cli.parse(script.Settings, flags))
+    rows = found.summary["points"]
+    best = max(row["iqm"] for row in rows)
+    assert best > 60
+    slow_result(f"{len(rows)} points, the best {best:.0f} after 20 000 steps")
 
 
 def results_of(score, diverged=None):
