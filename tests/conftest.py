@@ -29,6 +29,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
+# Most of the fast tier's time is the compiler's, and with less effort it takes two thirds of it. The slow tier compiles
+# as users do, and so do all tests with XLA_FLAGS=" ". XLA ends a process for a flag that it does not know: these are of
+# the pinned jaxlib.
+if "--slow" not in sys.argv and "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+
 # Two devices, as on a machine with two cores: what is spread over devices is so here too.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
