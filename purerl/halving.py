@@ -100,9 +100,7 @@ def _program(learner: Learner, spread: Spread, points: int, seeds: int) -> Any:
         return (state, order[ranks]), jnp.zeros_like(scores).at[order].set(scores)
 
     def program(keys, values, sizes):
-        run = np.minimum(
-            rank_at, total - 1
-        )  # where the runs do not divide, the last is begun again, and never advanced
+        run = np.minimum(rank_at, total - 1)  # what fills up a device repeats the last run, and is never advanced
         own = jax.tree.map(lambda leaf: leaf[run // seeds], values)
         state = begin((keys[run % seeds], own))
         (_, order), scores = jax.lax.scan(rung, (state, jnp.arange(points)), sizes)

@@ -58,7 +58,7 @@ def evolve(
     for name, value, low, high in [("quantile", quantile, 0, 0.5), ("resample", resample, 0, 1)]:
         if not low <= value <= high:
             raise ValueError(f"{name} is {value}; it takes a number from {low} to {high}")
-    if 0 < quantile < 0.5 / batch.points:
+    if 0 < quantile <= 0.5 / batch.points:
         raise ValueError(f"quantile is {quantile}; of {batch.points} members that is none")
     if not factor >= 1:
         raise ValueError(f"factor is {factor}; it takes a number from 1 on")
@@ -96,7 +96,7 @@ class Numbers:
 def _program(learner: Learner, spread: Spread, points: int, generations: int) -> Any:
     """Return the program (key, values [P], numbers) -> (runs [P], (scores, hypers, parents), each [G, P])."""
     share = -(-points // len(spread.devices))
-    # Where members do not divide over the devices, the last is there again, and never advanced.
+    # What fills up a device repeats the last member, and is never advanced.
     everyone = np.minimum(np.arange(share * len(spread.devices)), points - 1)
     counts = jnp.clip(points - share * jnp.arange(len(spread.devices)), 0, share)
     advance = spreading.in_place(functools.partial(training.for_units, learner), spread)
@@ -110,9 +110,10 @@ def _program(learner: Learner, spread: Spread, points: int, generations: int) ->
         parents = jnp.where(last, own, parents)
         runs, hypers = state
         trained_with = {name: getattr(hypers, name)[:points] for name in numbers.bounds}
-        parent_runs, taken = jax.tree.map(lambda leaf: leaf[parents[everyone]], state)
-        changed = explored(explore_key, taken, (parents != own)[everyone], numbers)
-        return (jax.vmap(learner.inherit)(runs, parent_runs), changed), (score[:points], trained_with, parents)
+        parent_runs, taken = jax.tree.map(lambda leaf: leaf[parents], state)
+        changed = explored(explore_key, taken, parents != own, numbers)
+        heirs = jax.vmap(learner.inherit)(runs, jax.tree.map(lambda leaf: leaf[everyone], parent_runs))
+        return (heirs, jax.tree.map(lambda leaf: leaf[everyone], changed)), (score[:points], trained_with, parents)
 
     def program(key, values, numbers):
         begin_key, evolve_key = jax.random.split(key)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optuna
 from jaxtyping import Key
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -150,7 +151,9 @@ def work(
                 progress(finished(study))
 
 
-def _scores(train, keys, base, trials, batch, score, spread) -> np.ndarray:
+def _scores(
+    train: Train, keys: Any, base: Any, trials: list[optuna.Trial], batch: int, score: Any, spread: Spread | None
+) -> np.ndarray:
     """Return the scores of the trials, [trials, S]."""
     asked = [trial.params for trial in trials]
     filled = asked + [asked[-1]] * (batch - len(asked))  # of one shape always, though no more is run than was claimed
@@ -176,35 +179,38 @@ def _claimed(
         alive.require_own()
         trial = study.ask()
         ticket = trial.user_attrs.get(_TICKET)
-        trial.set_user_attr(OWNER, alive.owner)
-        # Two workers may have handed out a ticket at one time, or this one may have come too late for the last. Of
-        # trials with one ticket the first counts.
-        others = [other for other in _of_ticket(study, ticket) if _counts(other)]
-        if ticket is None or min(other.number for other in others) != trial.number:
-            study.tell(trial, state=TrialState.FAIL)
-            continue
-        for name, distribution in distributions.items():
-            _suggest(trial, name, distribution)
-        yield trial
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(OWNER, alive.owner)
+            # Two workers may have handed out a ticket at one time, or this one may have come too late for the last. Of
+            # trials with one ticket the first counts.
+            others = [other.number for other in _of_ticket(study, ticket) if _counts(other)]
+            if ticket is None or min(others) != trial.number:
+                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                continue
+            for name, distribution in distributions.items():
+                _suggest(trial, name, distribution)
+            yield trial
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, found: np.ndarray) -> bool:
     """Tell what came of a trial, unless it was taken away meanwhile; return whether it counts."""
     finite = bool(np.isfinite(found).all())
-    try:
+    value, state = (scores.interquartile_mean(found), None) if finite else (None, TrialState.FAIL)
+    with contextlib.suppress(UpdateFinishedTrialError):
         trial.set_user_attr(SCORES, [float(score) if np.isfinite(score) else None for score in found])
         trial.set_user_attr(_DIVERGED, not finite)
-    except (optuna.exceptions.UpdateFinishedTrialError, RuntimeError):
-        return False
-    value, state = (scores.interquartile_mean(found), None) if finite else (None, TrialState.FAIL)
-    return _counts(study.tell(trial, value, state, skip_if_finished=True))
+        return _counts(study.tell(trial, value, state, skip_if_finished=True))
+    return False
 
 
 def _hand_out(study: optuna.Study) -> None:
     """Make a waiting trial for each ticket that has none which counts, with the numbers of the one that failed."""
     trials = study.get_trials(deepcopy=False)
     held = {trial.user_attrs.get(_TICKET) for trial in trials if _counts(trial)}
-    former = {trial.user_attrs[_TICKET]: trial.params for trial in trials if _TICKET in trial.user_attrs}
+    former: dict[int, dict[str, Any]] = {}
+    for trial in trials:
+        if _TICKET in trial.user_attrs:  # the last may have been left before it had any number
+            former[trial.user_attrs[_TICKET]] = former.get(trial.user_attrs[_TICKET], {}) | trial.params
     for ticket in range(size(study)):
         if ticket not in held:
             study.enqueue_trial(former.get(ticket, {}), user_attrs={_TICKET: ticket})
