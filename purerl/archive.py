@@ -39,6 +39,8 @@ class Archive:
     """
 
     def __init__(self, directory: Path, description: Mapping[str, Any], *, points: int, seeds: int):
+        if (directory / results.SUMMARY).exists():  # the last process may have been killed before it had tidied up
+            shutil.rmtree(directory / "chunks", ignore_errors=True)
         self.directory = results.create(directory)
         self.points, self.seeds = points, seeds
         self.description = description_of(description, points=points, seeds=seeds)

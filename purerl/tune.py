@@ -184,7 +184,7 @@ def _claimed(
             # Two workers may have handed out a ticket at one time, or this one may have come too late for the last. Of
             # trials with one ticket the first counts.
             others = [other.number for other in _of_ticket(study, ticket) if _counts(other)]
-            if ticket is None or min(others) != trial.number:
+            if ticket is None or min(others, default=None) != trial.number:
                 study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
                 continue
             for name, distribution in distributions.items():

@@ -24,6 +24,20 @@ def rows(experience):
         yield SimpleNamespace(time=time, environment=environment, ended=ended, **leaves)
 
 
+def everything_once(mdp):
+    """The pairs [P, 2] of states, ends apart, and actions of a deterministic MDP, and experience [P, 1] of each."""
+    pairs = np.array([pair for pair in np.ndindex(*mdp.reward.shape) if not mdp.terminal[pair[0]]])
+    successor = np.asarray(mdp.transition.state)[*pairs.T, 0]
+    return pairs, {
+        "observation": pairs[:, :1],
+        "action": pairs[:, 1:],
+        "next_observation": successor[:, None],
+        "reward": np.asarray(mdp.reward)[*pairs.T][:, None],
+        "terminated": np.asarray(mdp.terminal)[successor][:, None],
+        "truncated": np.zeros((len(pairs), 1), bool),
+    }
+
+
 def means(errors, chunk):
     """The mean of errors [T, N] in each chunk."""
     return [errors[first : first + chunk].mean() for first in range(0, len(errors), chunk)]

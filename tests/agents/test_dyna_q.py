@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from agents.feeding import everything_once
 from agents.tables_by_the_book import record, rollout_of
 
 from purerl import envs, loop, planning
@@ -84,16 +85,7 @@ def test_having_seen_everything_once_it_plans_to_the_exact_values():
     states, actions = mdp.reward.shape
     agent = dyna_q.dyna_q(Spec(Discrete(states), Discrete(actions), num_envs=1), planning_steps=20_000)
     hypers = cast_hypers(dyna_q.Hypers(learning_rate=1.0, discount=0.95))
-    pairs = np.array([pair for pair in np.ndindex(states, actions) if not mdp.terminal[pair[0]]])
-    successor = np.asarray(mdp.transition.state)[*pairs.T, 0]
-    steps = {
-        "observation": pairs[:, :1],
-        "action": pairs[:, 1:],
-        "next_observation": successor[:, None],
-        "reward": np.asarray(mdp.reward)[*pairs.T][:, None],
-        "terminated": np.asarray(mdp.terminal)[successor][:, None],
-        "truncated": np.zeros((len(pairs), 1), bool),
-    }
+    pairs, steps = everything_once(mdp)
     state, _ = jax.jit(agent.update)(
         jax.random.key(0), agent.init(jax.random.key(0), hypers), rollout_of(steps), hypers
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agents.feeding import fed, means, rows
+from agents.feeding import everything_once, fed, means, rows
 from agents.tables_by_the_book import joined, path, record, rollout_of, spec_of
 
 from purerl import envs, planning
@@ -228,16 +228,7 @@ def test_having_seen_everything_once_it_plans_to_the_exact_values_where_dyna_q_i
     """As many backups for both, at most: Dyna-Q's one of experience for each transition is not even counted."""
     mdp, planning_steps, discount = envs.enumerate_mdp("DynaMaze-purerl"), 10, 0.95
     states, actions = mdp.reward.shape
-    pairs = np.array([pair for pair in np.ndindex(states, actions) if not mdp.terminal[pair[0]]])
-    successor = np.asarray(mdp.transition.state)[*pairs.T, 0]
-    experience = {
-        "observation": pairs[:, :1],
-        "action": pairs[:, 1:],
-        "next_observation": successor[:, None],
-        "reward": np.asarray(mdp.reward)[*pairs.T][:, None],
-        "terminated": np.asarray(mdp.terminal)[successor][:, None],
-        "truncated": np.zeros((len(pairs), 1), bool),
-    }
+    pairs, experience = everything_once(mdp)
     exact = np.asarray(planning.value_iteration(*mdp.arrays, discount).action_value)[*pairs.T]
     spec = Spec(Discrete(states), Discrete(actions), num_envs=1)
     found = {}
