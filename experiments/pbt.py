@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import ppo  # the script beside this one: its settings, and how they make an agent
 
-from purerl import cli, pbt, plots, points, results, scores, sweep_cli, training
+from purerl import cli, driver, pbt, plots, points, results, scores, spread, sweep_cli, training
 from purerl.agents import ppo as agent
 from purerl.base import require_count
 from purerl.metrics import Progress
@@ -32,7 +32,8 @@ class Settings(ppo.Settings):
     quantile: float = 0.2  # of the members that are replaced after each generation, by as many of the best
     factor: float = 1.2  # by which a number is multiplied or divided then ...
     resample: float = 0.25  # ... unless, with this probability, it is drawn anew
-    hypers: agent.Hypers = agent.Hypers()  # not annealed: that is for the population to find out
+    # A rate that stays what it is: to anneal it is for the population.
+    hypers: agent.Hypers = agent.Hypers(learning_rate_horizon=1e12)
     log_uniform: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
     uniform: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
 
@@ -48,8 +49,12 @@ def main(settings: Settings) -> results.Result:
         steps = -(-settings.total_steps // settings.generations)
         env = task.env._replace(params=task.env_params)
         learner = training.learner([phase._replace(steps=steps) for phase in task.plan], env, length=settings.length)
-        spread = cli.spread_of(settings, settings.members)
-    print(f"{settings.members} members, {settings.generations} generations of {steps:,} steps; {spread}", flush=True)
+        spreading = cli.spread_of(settings, settings.members)
+        shapes = points.listed(task.hypers, **{name: [0.0] * settings.members for name in bounds})
+        keys = driver.seed_keys(settings.seed, settings.members)
+        runs = jax.eval_shape(jax.vmap(learner.begin), keys, shapes.values)
+        spread.require_room((runs, runs), spreading, cli.memory_of(settings))  # a generation is made of the one before
+    print(f"{settings.members} members, {settings.generations} generations of {steps:,} steps; {spreading}", flush=True)
     found = []
     with Progress(settings.seeds, description=f"pbt of ppo, {settings.env}", unit="populations") as progress:
         for key in task.keys:
@@ -66,7 +71,7 @@ def main(settings: Settings) -> results.Result:
                         quantile=settings.quantile,
                         factor=settings.factor,
                         resample=settings.resample,
-                        spread=spread,
+                        spread=spreading,
                     )
                 )
             progress.update(len(found))

@@ -44,12 +44,11 @@ def evolve(
 ) -> Evolved:
     """Train the points of `batch` as a population, for `generations` of `units` units.
 
-    Exploit: after each generation but the last, the `quantile` of lowest scores (NaN is lowest) take over the agent's
-    state and the hypers of one of the `quantile` of highest, drawn evenly (truncation selection); keys and episodes
-    stay their own. Explore: each number of theirs that has `bounds` is drawn anew from them with probability
-    `resample`, or else multiplied or divided by `factor` and kept within. All is one program, and no number is compiled
-    into it. Raises ValueError for a population of one, counts below one, numbers out of range, and bounds of what the
-    hypers lack.
+    Exploit: after each generation but the last, the `quantile` of lowest scores (NaN is lowest) take over the run and
+    the hypers of one of the `quantile` of highest, drawn evenly (truncation selection); keys stay their own. Explore:
+    each number of theirs that has `bounds` is drawn anew from them with probability `resample`, or else multiplied or
+    divided by `factor` and kept within. All is one program, and no number is compiled into it. Raises ValueError for a
+    population of one, counts below one, numbers out of range, and bounds of what the hypers lack.
     """
     for name, count in {"generations": generations, "units": units}.items():
         require_count(name, count)
@@ -63,7 +62,7 @@ def evolve(
     if not factor >= 1:
         raise ValueError(f"factor is {factor}; it takes a number from 1 on")
     for name, bound in bounds.items():
-        if not isinstance(bound, Uniform | LogUniform):
+        if not isinstance(bound, Uniform | LogUniform):  # a step from one choice to another is not known
             raise ValueError(f"bounds of {name} are {bound!r}; they take points.uniform or points.log_uniform")
         if np.shape(getattr(batch.values, name, ())) != (batch.points,):
             raise ValueError(f"bounds has {name}; the batch has no such number")
@@ -128,12 +127,13 @@ def _program(learner: Learner, spread: Spread, points: int, generations: int) ->
 
 def chosen_parents(key: Key[Array, ""], scores: Float[Array, " P"], quantile: Float[Array, ""]) -> Int[Array, " P"]:
     """Return whose state each member takes over: one of the highest quantile for the lowest, and its own for others."""
-    points = len(scores)
+    points, scored = len(scores), jnp.isfinite(scores)
     size = jnp.minimum(jnp.round(quantile * points).astype(jnp.int32), points // 2)
-    ascending = jnp.argsort(jnp.where(jnp.isnan(scores), -jnp.inf, scores))
+    best = jnp.minimum(size, jnp.sum(scored))  # whoever has no score is no example
+    ascending = jnp.argsort(jnp.where(scored, scores, -jnp.inf))
     rank = jnp.argsort(ascending)
-    drawn = jax.random.randint(key, (points,), 0, jnp.maximum(size, 1))
-    return jnp.where(rank < size, ascending[points - 1 - drawn], jnp.arange(points))
+    drawn = jax.random.randint(key, (points,), 0, jnp.maximum(best, 1))
+    return jnp.where((rank < size) & (best > 0), ascending[points - 1 - drawn], jnp.arange(points))
 
 
 def explored(key: Key[Array, ""], hypers: Any, new: Bool[Array, " P"], numbers: Numbers) -> Any:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -110,7 +111,20 @@ def choice(*values: Number) -> Choice:
     """Return the distribution in which all of these have the same probability."""
     if not values:
         raise ValueError("choice takes at least one value")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"choice has {values}; it takes finite numbers")
     return Choice(values)
+
+
+def require_within(base: Any, distributions: Mapping[str, Distribution]) -> None:
+    """Raise a ValueError unless `base` has these fields and can hold all that searches may try of them.
+
+    A search takes uniform, log-uniform and choice.
+    """
+    for name, distribution in distributions.items():
+        if not isinstance(distribution, Uniform | LogUniform | Choice):
+            raise ValueError(f"the distribution of {name} is {distribution!r}; it takes uniform, log_uniform or choice")
+        grid(base, **{name: distribution.values if isinstance(distribution, Choice) else list(distribution)})
 
 
 def sample(key: Key[Array, ""], base: Any, n: int, **distributions: Distribution) -> Batch:

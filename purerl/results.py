@@ -140,7 +140,8 @@ def frame(results: Result | Iterable[Result]) -> pandas.DataFrame:
             raise ValueError(f"{result.directory} holds no sweep; results.table takes single runs")
         seeds, points = result.summary["seeds"], result.summary["points"]
         static = {
-            name: str(value) if isinstance(value, list) else value for name, value in result.summary["static"].items()
+            name: str(value) if isinstance(value, list) else value
+            for name, value in result.summary.get("static", {}).items()
         }
         columns = {name: np.repeat(values, seeds) for name, values in result.summary["labels"].items()}
         columns["seed"] = np.tile(np.arange(seeds), len(points))

@@ -94,17 +94,25 @@ def free_memory(spread: Spread) -> int:
 
 
 def _free_of_machine() -> int:
-    """Return the bytes that this process may still take, as Linux tells, with a container's or a job's limit."""
+    """Return the bytes that this process may still take, as Linux tells, with the limits of containers and jobs."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        group = Path("/proc/self/cgroup").read_text().strip().splitlines()[-1].split(":")[-1]
-        for folder in (Path("/sys/fs/cgroup") / group.strip("/"), Path("/sys/fs/cgroup")):
-            if (folder / "memory.max").exists() and (limit := (folder / "memory.max").read_text().strip()) != "max":
-                free = min(free, int(limit) - int((folder / "memory.current").read_text()))
+        free = _fields(Path("/proc/meminfo"))["MemAvailable:"] * 1024
+        group = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        root = Path("/sys/fs/cgroup")
+        for folder in (root / group, *(root / group).parents):
+            limit = folder / "memory.max"  # of version 2
+            if limit.exists() and (most := limit.read_text().strip()) != "max":
+                used = int((folder / "memory.current").read_text()) - _fields(folder / "memory.stat")["inactive_file"]
+                free = min(free, int(most) - used)
+            if folder == root:
+                break
         return max(free, 0)
-    except OSError:
+    except (OSError, ValueError, KeyError, IndexError):
         return _UNKNOWN
+
+
+def _fields(path: Path) -> dict[str, int]:
+    return {line.split()[0]: int(line.split()[1]) for line in path.read_text().splitlines()}
 
 
 def shares_memory(spread: Spread) -> bool:
@@ -119,7 +127,7 @@ def memory_of(compiled: Any, spread: Spread) -> int:
         return 0  # this kind of device does not say
     own = (
         analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
+        + 2 * analysis.output_size_in_bytes  # what one call left is read while the next is under way
         + analysis.temp_size_in_bytes
         - analysis.alias_size_in_bytes
     )

@@ -40,7 +40,8 @@ __all__ = [
 ]
 
 SECONDS_PER_CHUNK = 5.0  # about how long runs are computed before their results are fetched ...
-MOST_IN_CHUNK = 64  # ... and how many on a device at most, one after another
+MOST_IN_CHUNK = 64  # ... how many on a device at most, one after another ...
+MOST_BYTES_IN_CHUNK = 2**26  # ... and of what size their results may be
 
 
 @runtime_checkable
@@ -107,6 +108,8 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
     CPU all devices share the memory, elsewhere it is that of each. Raises MemoryError if not even one run fits.
     """
     free = spreading.free_memory(spread) if memory is None else memory
+    most = math.ceil(batch.points * len(keys) / len(spread.devices))
+    spread = spread._replace(together=min(spread.together, most))
     while True:
         needed = spreading.memory_of(_prepare(train, keys, batch, spread).compiled, spread)
         if needed <= free:
@@ -166,12 +169,19 @@ def _prepare(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread)
     width = min(spread.together, most)
     # Together it is one batch a device. One after another it is as many as about five seconds hold; how many is a
     # traced number, so that no chunk is another program, and no run's bits depend on the chunk that it is in.
-    capacity = width if width > 1 else min(MOST_IN_CHUNK, 1 << (most - 1).bit_length())
+    capacity = width if width > 1 else min(_most_in_chunk(train, keys, batch), 1 << (most - 1).bit_length())
     placed = _placed(keys, batch, spread, [0] * devices, [0] * (devices * capacity))
     lowered = _program(train, spread, capacity, width).lower(*placed)
     if width > 1 and spread.devices[0].platform == "cpu":
         _require_no_lapack(lowered.as_text())
     return _Prepared(capacity, width, lowered.compile())
+
+
+def _most_in_chunk(train: Train, keys: Key[Array, " S"], batch: Batch) -> int:
+    """Return how many runs a device may make before their results are fetched: those of large results are few."""
+    left = jax.eval_shape(train, keys[0], jax.tree.map(lambda leaf: leaf[0], batch.values))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(left))
+    return max(1, min(MOST_IN_CHUNK, MOST_BYTES_IN_CHUNK // max(size, 1)))
 
 
 def _placed(keys: Key[Array, " S"], batch: Batch, spread: Spread, counts: list[int], numbers: list[int]) -> Any:

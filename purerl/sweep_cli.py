@@ -65,6 +65,7 @@ def distributions(settings: Any) -> dict[str, points.Distribution]:
     found: dict[str, points.Distribution] = {}
     for kind, make in (("log_uniform", points.log_uniform), ("uniform", points.uniform), ("choice", points.choice)):
         asked = dataclasses.asdict(getattr(settings, kind)) if hasattr(settings, kind) else {}
+        _require_horizons(kind, asked)
         for name, values in asked.items():
             if not values:
                 continue
@@ -135,6 +136,9 @@ def combinations(settings: Any) -> list[dict[str, Any]]:
     if "env" in asked and settings.env_params:
         raise ValueError("env_params are given, and static.env; the parameters are those of one environment")
     columns = [[_parsed(name, text, kinds[name]) for text in texts] for name, texts in asked.items()]
+    for name, values in zip(asked, columns, strict=True):
+        if len(set(map(str, values))) < len(values):
+            raise ValueError(f"static.{name} has {' '.join(asked[name])}; it takes each value once")
     return [dict(zip(asked, values, strict=True)) for values in itertools.product(*columns)]
 
 
@@ -203,12 +207,11 @@ def run(
     Where no axis is asked for, the `usual` ones are swept. Of `settings.static` every combination is a group, with a
     program and a folder of its own; `phases` and `hypers` are made of each group's settings. What is finished is on
     disk: the same command with the same --out goes on with what is missing. Raises BadInput for what cannot be run,
-    before anything is trained.
+    before anything is trained; for what memory does not hold, before its group is.
     """
     with cli.bad_input():
         chosen = {name: values for name, values in dataclasses.asdict(settings.sweep).items() if values} or dict(usual)
-        if 0 in chosen.get("learning_rate_horizon", ()):
-            raise ValueError("sweep.learning_rate_horizon has a 0; on an axis it takes numbers of updates")
+        _require_horizons("sweep", chosen)
         statics = combinations(settings)
         tasks = [task(dataclasses.replace(settings, **static), phases, hypers, static) for static in statics]
         directory = settings.out or results.default_directory(f"sweep_{agent}", settings.env)
@@ -225,7 +228,6 @@ def run(
     if kept:
         print(f"{kept} of {total} runs are there already")
     with Progress(total, description=agent, unit="runs") as progress:
-        progress.update(kept)
         before = 0
         for group in groups:
             _train(group, agent, lambda finished, before=before: progress.update(before + finished))
@@ -263,6 +265,12 @@ def _train(group: Group, agent: str, progress: Callable[[int], None]) -> None:
     )
     print("\n".join(sweep_reports.lines(found)))
     print(f"results in {group.directory}: {', '.join([*files, 'summary.json', 'metrics.npz', 'settings.json'])}")
+
+
+def _require_horizons(flag: str, asked: Mapping[str, Sequence[float]]) -> None:
+    """Raise a ValueError for a horizon of 0, which stands for the whole run only as a setting."""
+    if 0 in asked.get("learning_rate_horizon", ()):
+        raise ValueError(f"{flag}.learning_rate_horizon has a 0; here it takes numbers of updates")
 
 
 def _require_no_more(settings: Any) -> None:

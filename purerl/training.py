@@ -106,7 +106,7 @@ class AdvanceFn(Protocol):
 @runtime_checkable
 class InheritFn(Protocol):
     def __call__(self, run: PyTree, parent: PyTree) -> PyTree:
-        """Return the run with what the parent has learned, and with its own keys and episodes under way."""
+        """Return the parent's run with the keys of `run`: what the agent keeps may be of the episodes under way."""
         ...
 
 
@@ -145,7 +145,7 @@ def learner(
         return (own, judge_key), jnp.mean(verdict.episode_return)
 
     def inherit(run, parent):
-        return dataclasses.replace(run[0], agent=parent[0].agent), run[1]
+        return dataclasses.replace(parent[0], key=run[0].key), run[1]
 
     return Learner(begin, advance, inherit)
 

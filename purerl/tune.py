@@ -27,20 +27,37 @@ from purerl import spread as spreading
 from purerl.base import require_count
 from purerl.spread import Spread
 from purerl.sweep import Train
-from purerl.workers import OWNER, SignsOfLife, Watch
+from purerl.workers import OWNER, Owner, SignsOfLife, Watch
 
 PATIENCE = 120.0  # seconds without a sign of life after which a worker counts as dead
+LEAST_PATIENCE = 0.5
 SCORES = "scores"  # the attribute of a trial with those of its runs, None for what diverged
 _TICKET, _DIVERGED, _DESCRIPTION = "ticket", "diverged", "description"
 
 
 def storage_of(where: str | os.PathLike[str]) -> optuna.storages.BaseStorage:
     """Return Optuna's storage: of a URL (sqlite:///..., postgresql+psycopg://...) a database, else a journal file."""
+    if str(where).startswith("sqlite:"):
+        return _sqlite(str(where))
     if "://" in str(where):
         return optuna.storages.RDBStorage(str(where), engine_kwargs={"pool_pre_ping": True})
     path = Path(where)
     path.parent.mkdir(parents=True, exist_ok=True)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _sqlite(url: str) -> optuna.storages.BaseStorage:
+    """Return a SQLite storage in which a transaction locks the file as it begins.
+
+    By default it does so as it first writes: two workers that both read that a trial waits would both take it.
+    """
+    from sqlalchemy import event
+
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60.0}})
+    event.listen(storage.engine, "connect", lambda own, _: setattr(own, "isolation_level", None))
+    event.listen(storage.engine, "begin", lambda own: own.exec_driver_sql("BEGIN IMMEDIATE"))
+    storage.engine.dispose()  # connections made before now know nothing of it
+    return storage
 
 
 def create(
@@ -58,14 +75,12 @@ def create(
     a study that is there with another description or count.
     """
     require_count("trials", trials)
-    study = optuna.create_study(
-        storage=storage_of(where), study_name=name, direction="maximize", load_if_exists=True, sampler=_sampler(seed)
-    )
+    study = optuna.create_study(storage=storage_of(where), study_name=name, direction="maximize", load_if_exists=True)
     own = results.to_json({"trials": trials} | dict(description or {}))
     archive.require_equal(study.user_attrs.get(_DESCRIPTION, own), own, f"study {name!r} in {where}")
     study.set_user_attr(_DESCRIPTION, own)
     _hand_out(study)
-    return study
+    return _drawing(study, seed)
 
 
 def open_study(
@@ -84,7 +99,7 @@ def open_study(
     while True:
         # Half-made tables and a missing study look different in every storage.
         with contextlib.suppress(Exception):
-            study = optuna.load_study(storage=storage_of(where), study_name=name, sampler=_sampler(seed))
+            study = optuna.load_study(storage=storage_of(where), study_name=name)
             if _DESCRIPTION in study.user_attrs:
                 break
         if time.monotonic() > until:
@@ -128,9 +143,9 @@ def work(
     worker takes the same number.
     """
     require_count("batch", batch)
-    for name, distribution in distributions.items():
-        if not isinstance(distribution, points.Uniform | points.LogUniform | points.Choice):
-            raise ValueError(f"the distribution of {name} is {distribution!r}; it takes uniform, log_uniform or choice")
+    if patience < LEAST_PATIENCE:
+        raise ValueError(f"patience is {patience}; it takes at least {LEAST_PATIENCE} seconds")
+    points.require_within(base, distributions)
     watch = Watch(patience)
     done = 0
     with SignsOfLife(study, worker, patience) as alive:
@@ -141,12 +156,12 @@ def work(
             if not trials:
                 if progress:
                     progress(finished(study))
-                if finished(study) == size(study):
+                if finished(study) >= size(study):
                     return done
                 time.sleep(min(1.0, patience / 10))  # others are at work
                 continue
             for trial, found in zip(trials, _scores(train, keys, base, trials, batch, score, spread), strict=True):
-                done += _tell(study, trial, found)
+                done += _tell(study, trial, alive.owner, found)
             if progress:
                 progress(finished(study))
 
@@ -192,8 +207,10 @@ def _claimed(
             yield trial
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, found: np.ndarray) -> bool:
+def _tell(study: optuna.Study, trial: optuna.Trial, owner: Owner, found: np.ndarray) -> bool:
     """Tell what came of a trial, unless it was taken away meanwhile; return whether it counts."""
+    if study.get_trials(deepcopy=False)[trial.number].user_attrs.get(OWNER) != list(owner):
+        return False
     finite = bool(np.isfinite(found).all())
     value, state = (scores.interquartile_mean(found), None) if finite else (None, TrialState.FAIL)
     with contextlib.suppress(UpdateFinishedTrialError):
@@ -218,10 +235,11 @@ def _hand_out(study: optuna.Study) -> None:
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that are finished, those that diverged included, in the order in which they were asked for."""
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and _counts(trial)]
-    return sorted(
-        (trial for trial in ended if _TICKET in trial.user_attrs), key=lambda trial: trial.user_attrs[_TICKET]
-    )
+    ended: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state.is_finished() and _counts(trial) and _TICKET in trial.user_attrs:
+            ended.setdefault(trial.user_attrs[_TICKET], trial)
+    return [ended[ticket] for ticket in sorted(ended)]
 
 
 def finished(study: optuna.Study) -> int:
@@ -238,9 +256,12 @@ def _of_ticket(study: optuna.Study, ticket: int | None) -> list[FrozenTrial]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(_TICKET) == ticket]
 
 
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+def _drawing(study: optuna.Study, seed: int) -> optuna.Study:
+    """Return the study with its sampler: a process that goes on with it does not draw again what was drawn before."""
+    drawn = len(study.get_trials(deepcopy=False)) - len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
     # The liar: trials under way count as bad ones, so that those of a batch are not all drawn from one spot.
-    return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    study.sampler = optuna.samplers.TPESampler(seed=seed + 7919 * drawn, constant_liar=True)
+    return study
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: Any) -> None:

@@ -56,7 +56,9 @@ def run(
         for name in ("trials", "batch", "workers", "cpus", "minutes"):
             require_count(f"search.{name}", getattr(search, name))
         space = sweep_cli.distributions(settings) or dict(usual)
-        points.sample(sweep_cli.driver.seed_keys(0, 1)[0], hypers(settings), 1, **space)  # they suit the hypers
+        points.require_within(hypers(settings), space)
+        if search.patience < tune.LEAST_PATIENCE:
+            raise ValueError(f"search.patience is {search.patience}; it takes at least {tune.LEAST_PATIENCE} seconds")
         task = sweep_cli.task(settings, phases, hypers)
         worker = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if search.worker is None else search.worker
         directory = _directory(settings, worker, f"tune_{agent}")
@@ -138,7 +140,7 @@ def _finish(study, directory, settings, space, agent, steps) -> results.Result:
     labels = {name: np.array([float(trial.params[name]) for trial in trials]) for name in space}
     per_seed = np.array([trial.user_attrs[tune.SCORES] for trial in trials], float)
     rows = [
-        {name: column[place] for name, column in labels.items()} | scores.summary(per_seed[place])
+        {name: float(column[place]) for name, column in labels.items()} | scores.summary(per_seed[place])
         for place in range(len(trials))
     ]
     results.write(

@@ -11,6 +11,7 @@ import uuid
 from typing import Any, NamedTuple
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 OWNER = "owner"  # the attribute of a trial that says which process runs it
@@ -73,12 +74,15 @@ class Watch:
 
     def fail_the_dead(self, study: optuna.Study) -> None:
         """Fail what is running of workers that are silent for too long, or whose number another process has now."""
+        # Trials first: of one that is claimed after the signs were read, the owner might seem to be another's heir.
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         signs, now = _signs(study), time.monotonic()
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in running:
             owner = trial.user_attrs.get(OWNER)
             sign = None if owner is None else signs.get(owner[0])
             former, since = self.seen.get(trial.number, (None, now))
             self.seen[trial.number] = sign, since if sign == former and trial.number in self.seen else now
             succeeded = sign is not None and owner is not None and sign[1] != owner[1]
             if succeeded or now - self.seen[trial.number][1] > self.patience:
-                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                with contextlib.suppress(UpdateFinishedTrialError):  # others have seen it, too
+                    study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)

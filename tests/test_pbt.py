@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purerl import envs, features, loop, pbt, planning, points, prediction, spread, tables, training
-from purerl.agents import n_step_td
+from purerl import envs, features, loop, pbt, planning, points, prediction, replay, spread, tables, training
+from purerl.agents import n_step_td, q_learning
+from purerl.base import cast_hypers
 
 BOUNDS = {"discount": points.uniform(0.0, 1.0), "learning_rate": points.log_uniform(1e-3, 1.0)}
 
@@ -109,6 +110,35 @@ def test_a_member_without_a_score_is_replaced_first():
     parents = pbt.chosen_parents(jax.random.key(0), scores, jnp.float32(0.2))
     assert parents.tolist() in ([0, 0, 2, 3, 4], [0, 1, 2, 3, 0])
     assert pbt.chosen_parents(jax.random.key(0), scores, jnp.float32(0.0)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_whoever_has_no_score_is_nobody_s_parent():
+    for seed in range(20):
+        key, half = jax.random.key(seed), jnp.float32(0.5)
+        few = pbt.chosen_parents(key, jnp.array([jnp.nan] * 6 + [1.0, 2.0]), half)
+        replaced = np.asarray(few) != np.arange(8)
+        assert replaced.sum() == 4
+        assert set(few[replaced].tolist()) <= {6, 7}
+        none = pbt.chosen_parents(key, jnp.full(8, jnp.nan), half)
+        assert none.tolist() == list(range(8))
+
+
+def test_an_heir_goes_on_as_its_parent_with_keys_of_its_own():
+    """Of a real agent with a replay buffer: all but the keys is the parent's, so it acts on the same from there."""
+    env = envs.make("CliffWalking-purerl", 2)
+    agent = replay.with_replay(q_learning.q_learning(env.spec), replay.uniform(env.spec, 20), batch_size=2)
+    learner = training.learner([loop.Phase(agent, 40)], env)
+    hypers = cast_hypers(tables.Hypers(exploration=1.0))
+    advance = jax.jit(learner.advance)
+    own, parent = (advance(learner.begin(jax.random.key(seed), hypers), hypers)[0] for seed in (0, 1))
+    heir = learner.inherit(own, parent)
+    for name in ("agent", "episodes", "iteration"):
+        for mine, theirs in zip(*map(jax.tree.leaves, (getattr(heir[0], name), getattr(parent[0], name))), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    assert heir[0].key == own[0].key != parent[0].key
+    assert heir[1] == own[1] != parent[1]
+    followed, parents = (advance(run, hypers)[0][0].agent.learner.values for run in (heir, parent))
+    assert (followed != parents).any()
 
 
 def walker(walk, env, units):

@@ -107,6 +107,7 @@ def test_a_finished_sweep_is_not_run_again_and_others_are_refused(swept, tmp_pat
         (["--static.num-envs", "2", "x"], "static.num_envs has 'x'; it takes what --num-envs does"),
         (["--static.num-envs", "0"], "num_envs is 0"),
         (["--static.env", "Maze-purerl", "--env-params.cliff-reward", "-3"], "env_params are given, and static.env"),
+        (["--static.num-envs", "4", "4"], "static.num_envs has 4 4; it takes each value once"),
         (["--devices", "9"], "devices is 9; there are 2"),
         (["--memory", "-1"], "memory is -1.0; it takes a positive number of GiB"),
         (["--memory", "1e-6"], r"one run takes .* MiB of memory and there are 0.00 MiB"),

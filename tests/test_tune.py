@@ -52,7 +52,7 @@ def test_a_batch_of_trials_is_one_program_and_the_search_finds_the_hill(tmp_path
     study = tune.create(tmp_path / "journal.log", "hill", trials=42)
     assert search(study, counted, spread=spread.choose(8, together=1)) == 42
     assert tune.finished(study) == 42
-    assert len(traces) <= 2  # for shapes, and for the program; the last batch is of two
+    assert len(traces) <= 3  # for shapes, and for the program; the last batch is of two
     for trial in study.trials:
         values = {name: jnp.float32(value) for name, value in trial.params.items()}
         expected = hill(None, tables.Hypers(**values))["score"]
@@ -154,9 +154,54 @@ def test_a_ticket_that_was_handed_out_twice_counts_once(tmp_path):
 def test_a_result_that_comes_after_its_trial_was_taken_away_is_not_told(tmp_path):
     study = tune.create(tmp_path / "journal.log", "late", trials=1)
     trial = study.ask()
+    trial.set_user_attr("owner", [0, "late"])
     study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    assert not tune._tell(study, trial, np.zeros(2))
+    assert not tune._tell(study, trial, workers.Owner(0, "late"), np.zeros(2))
     assert tune.finished(study) == 0
+
+
+def test_a_result_of_a_trial_that_another_has_is_not_told(tmp_path):
+    study = tune.create(tmp_path / "journal.log", "other", trials=1)
+    trial = study.ask()
+    trial.set_user_attr("owner", [1, "other"])
+    assert not tune._tell(study, trial, workers.Owner(0, "mine"), np.zeros(2))
+    assert study.trials[0].state == optuna.trial.TrialState.RUNNING
+
+
+def test_a_process_that_goes_on_draws_anew(tmp_path):
+    drawn = []
+    for _ in range(2):
+        study = tune.create(tmp_path / "journal.log", "drawn", trials=8)
+        drawn += [study.ask().suggest_float("discount", 0.0, 1.0) for _ in range(3)]
+    assert len(set(drawn)) == 6
+
+
+# Processes that take waiting trials as fast as they can: each is taken once.
+TAKER = """
+import sys, optuna
+from purerl import tune
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+study = tune.open_study(sys.argv[1], "taken")
+print("ready", flush=True)
+sys.stdin.readline()
+while study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
+    print(study.ask().number, flush=True)
+"""
+
+
+def test_on_sqlite_no_trial_is_taken_twice(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    tune.create(storage, "taken", trials=60)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    takers = [subprocess.Popen([sys.executable, "-c", TAKER, storage], **pipes) for _ in range(2)]
+    for taker in takers:
+        assert taker.stdout.readline() == "ready\n"
+    for taker in takers:
+        taker.stdin.write("go\n")
+        taker.stdin.flush()
+    taken = [int(line) for taker in takers for line in taker.communicate(timeout=100)[0].split()]
+    tickets = [number for number in taken if number < 60]  # one too many may be made by whoever comes too late
+    assert sorted(tickets) == list(range(60))
 
 
 def test_two_processes_with_one_number_are_told_apart(tmp_path):
@@ -190,6 +235,10 @@ def test_a_distribution_that_optuna_has_no_like_of_is_refused(tmp_path):
     study = tune.create(tmp_path / "journal.log", "own", trials=1)
     with pytest.raises(ValueError, match=r"the distribution of discount is .*Own.* it takes uniform, log_uniform or"):
         tune.work(study, hill, KEYS, tables.Hypers(), {"discount": Own()}, score=score, batch=1)
+    with pytest.raises(ValueError, match="Hypers has no rate"):
+        tune.work(study, hill, KEYS, tables.Hypers(), {"rate": points.uniform(0, 1)}, score=score, batch=1)
+    with pytest.raises(ValueError, match=r"patience is 0.1; it takes at least 0.5 seconds"):
+        search(study, patience=0.1)
 
 
 # --- killed workers -------------------------------------------------------------------------------------------------
