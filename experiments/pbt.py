@@ -115,7 +115,7 @@ def _draw(directory, at, score, histories, bounds, title) -> None:
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     for place, (name, values) in enumerate(histories.items()):
         axes = figure.add_subplot(1, 1 + len(histories), 2 + place)
-        quantiles = {f"{share} % of members": np.quantile(values, share / 100, axis=2) for share in (10, 50, 90)}
+        quantiles = {f"{share}th percentile": np.quantile(values, share / 100, axis=2) for share in (10, 50, 90)}
         plots.comparison(axes, at, quantiles, xlabel="environment steps of each member", ylabel=name)
         if isinstance(bounds[name], points.LogUniform):
             axes.set_yscale("log")
