@@ -2,7 +2,8 @@
 
 python experiments/pbt.py --env CartPole-v1 --log-uniform.learning-rate 1e-5 1e-2 --uniform.entropy-weight 0 0.05
 
-Each seed is a population of its own; all are one program. The score of a generation is the mean return of its episodes.
+Each seed is a population of its own; all are one program. After a generation a member is judged by greedy episodes, or
+with --eval-every 0 by the mean return of those in which it learned.
 """
 
 from __future__ import annotations
@@ -47,8 +48,13 @@ def main(settings: Settings) -> results.Result:
         task = sweep_cli.task(settings, ppo.phases, lambda settings: settings.hypers)
         directory = results.create(settings.out or results.default_directory("pbt_ppo", settings.env))
         steps = -(-settings.total_steps // settings.generations)
-        env = task.env._replace(params=task.env_params)
-        learner = training.learner([phase._replace(steps=steps) for phase in task.plan], env, length=settings.length)
+        learner = training.learner(
+            [phase._replace(steps=steps) for phase in task.plan],
+            task.env,
+            length=settings.length,
+            judge=task.judge if task.settings.eval_every else None,
+            max_steps=task.settings.eval_max_steps,
+        )
         spreading = cli.spread_of(settings, settings.members)
         shapes = points.listed(task.hypers, **{name: [0.0] * settings.members for name in bounds})
         keys = driver.seed_keys(settings.seed, settings.members)
@@ -111,7 +117,7 @@ def _draw(directory, at, score, histories, bounds, title) -> None:
     figure = plots.new_figure(5.0 * (1 + len(histories)), 4.2)
     axes = figure.add_subplot(1, 1 + len(histories), 1)
     lines = {"best member": np.nanmax(score, axis=2), "median member": np.nanmedian(score, axis=2)}
-    plots.comparison(axes, at, lines, xlabel="environment steps of each member", ylabel="episode return in training")
+    plots.comparison(axes, at, lines, xlabel="environment steps of each member", ylabel="score")
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     for place, (name, values) in enumerate(histories.items()):
         axes = figure.add_subplot(1, 1 + len(histories), 2 + place)

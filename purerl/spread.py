@@ -147,8 +147,8 @@ def require_room(runs: PyTree, spread: Spread, memory: int | None = None) -> Non
     free = free_memory(spread) if memory is None else memory
     if needed > free:
         raise MemoryError(
-            f"{len(leaves[0])} seeds keep {gib(needed)} and there are {gib(free)} of memory: fewer seeds, a smaller "
-            "replay capacity, or a sweep, which keeps results and not states"
+            f"{len(leaves[0])} runs keep {gib(needed)} and there are {gib(free)} of memory: fewer seeds or members, a "
+            "smaller replay capacity, or a sweep, which keeps results and not states"
         )
 
 

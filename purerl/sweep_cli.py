@@ -123,6 +123,7 @@ def task(
     _require_no_more(settings)
     steps = sum(phase.steps for phase in plan)
     settings = cli.effective(settings, env_params, steps)
+    env, judge = (one._replace(params=env_params) for one in (env, judge))  # for those that sweep no parameters
     return Task(settings, static, env, judge, env_params, plan, numbers, steps)
 
 

@@ -132,7 +132,7 @@ def test_how_often_is_logged_changes_no_phase_and_no_bit(two_phases):
 def test_more_seeds_than_memory_holds_are_refused_before_they_begin():
     env = envs.make(CLIFF, 2)
     agent = replay.with_replay(q_learning.q_learning(env.spec), replay.uniform(env.spec, 10**6), batch_size=4)
-    with pytest.raises(MemoryError, match=r"seeds keep .* GiB and there are 10.00 MiB of memory: fewer seeds"):
+    with pytest.raises(MemoryError, match=r"runs keep .* GiB and there are 10.00 MiB of memory: fewer seeds"):
         driver.drive(
             driver.seed_keys(0, 3), [Phase(agent, 4)], env, q_learning.Hypers(), log_every=4, memory=10 * 2**20
         )

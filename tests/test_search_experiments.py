@@ -85,6 +85,12 @@ def test_another_worker_finds_nothing_left_and_another_search_is_refused(searche
     assert not (tmp_path / "x").exists()
 
 
+def test_the_environment_s_numbers_are_those_that_are_asked_for(tmp_path):
+    rewards = ["--env-params.step-reward", "0", "--env-params.cliff-reward", "0"]
+    found = run([*rewards, "--search.trials", "2", "--search.batch", "2", "--out", str(tmp_path / "run")])
+    np.testing.assert_array_equal(found.metrics["score"], np.zeros((2, 2)))
+
+
 @pytest.mark.slow
 def test_two_workers_that_submitit_starts_share_a_search(tmp_path, slow_result):
     pytest.importorskip("submitit", reason="the extra `tune` without submitit")
