@@ -63,7 +63,7 @@ def parts():
     env = envs.make("CartPole-v1", ENVS)
     networks_of = networks.policy(env.spec), networks.state_values(env.spec)
     agent = ppo.ppo(env.spec, *networks_of, epochs=EPOCHS, minibatches=MINIBATCHES)
-    return env, agent, cast_hypers(ppo.Hypers(learning_rate_end=0.0, learning_rate_horizon=float(UPDATES)))
+    return env, agent, cast_hypers(ppo.Hypers(learning_rate_end_fraction=0.0, learning_rate_horizon=float(UPDATES)))
 
 
 def training():

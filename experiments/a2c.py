@@ -20,7 +20,7 @@ class Settings(policy_cli.Settings):
     normalize_observations: bool = True  # by their running moments
     scale_returns: bool = True  # rewards divided by the running deviation of discounted returns
     # A learning_rate_horizon of 0 is the whole run.
-    hypers: a2c.Hypers = a2c.Hypers(learning_rate_end=0.0, learning_rate_horizon=0.0)
+    hypers: a2c.Hypers = a2c.Hypers(learning_rate_end_fraction=0.0, learning_rate_horizon=0.0)
 
 
 def phases(settings: Settings, spec: Spec) -> list[Phase]:

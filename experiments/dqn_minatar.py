@@ -27,7 +27,7 @@ class Settings(dqn.Settings):
     batch_size: int = 64  # transitions in an update
     hypers: Hypers = Hypers(
         learning_rate=5e-4,
-        learning_rate_end=5e-5,
+        learning_rate_end_fraction=0.1,
         learning_rate_horizon=62_500,
         exploration_end=0.02,
         exploration_horizon=6_000,

@@ -34,7 +34,7 @@ class Settings(ppo.Settings):
     factor: float = 1.2  # by which a number is multiplied or divided then ...
     resample: float = 0.25  # ... unless, with this probability, it is drawn anew
     # A rate that stays what it is: to anneal it is for the population.
-    hypers: agent.Hypers = agent.Hypers(learning_rate_horizon=1e12)
+    hypers: agent.Hypers = agent.Hypers()
     log_uniform: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
     uniform: Axes = Axes()  # pyright: ignore[reportInvalidTypeForm]
 

@@ -23,7 +23,7 @@ class Settings(policy_cli.Settings):
     minibatches: int = 4  # parts that a pass cuts it into
     normalize_advantages: bool = True  # in each minibatch
     # A learning_rate_horizon of 0 is the whole run.
-    hypers: ppo.Hypers = ppo.Hypers(learning_rate_end=0.0, learning_rate_horizon=0.0)
+    hypers: ppo.Hypers = ppo.Hypers(learning_rate_end_fraction=0.0, learning_rate_horizon=0.0)
 
 
 def phases(settings: Settings, spec: Spec) -> list[Phase]:

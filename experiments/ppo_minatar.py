@@ -26,7 +26,7 @@ class Settings(ppo.Settings):
     scale_returns: bool = False  # rewards divided by the running deviation of discounted returns
     minibatches: int = 8  # parts that a pass over a rollout cuts it into
     # A learning_rate_horizon of 0 is the whole run.
-    hypers: Hypers = Hypers(learning_rate=5e-3, learning_rate_end=0.0, learning_rate_horizon=0.0)
+    hypers: Hypers = Hypers(learning_rate=5e-3, learning_rate_end_fraction=0.0, learning_rate_horizon=0.0)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Settings(cli.Settings):
     hidden: tuple[int, ...] = (64, 64)  # widths of each network's hidden layers
     activation: Literal["tanh", "relu"] = "tanh"
     # A learning_rate_horizon of 0 is the whole run.
-    hypers: q_actor_critic.Hypers = q_actor_critic.Hypers(learning_rate_end=0.0, learning_rate_horizon=0.0)
+    hypers: q_actor_critic.Hypers = q_actor_critic.Hypers(learning_rate_end_fraction=0.0, learning_rate_horizon=0.0)
 
 
 def phases(settings: Settings, spec: Spec) -> list[Phase]:

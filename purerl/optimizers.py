@@ -15,8 +15,8 @@ from purerl.base import pytree_dataclass
 class Hypers:
     """The numbers of Adam; agents that use it inherit them, with defaults of their own."""
 
-    learning_rate: float = 3e-4  # before the first update ...
-    learning_rate_end: float = 3e-4  # ... and from update `learning_rate_horizon` on
+    learning_rate: float = 3e-4  # before the first update
+    learning_rate_end_fraction: float = 1.0  # of that rate is what is left from update `learning_rate_horizon` on
     learning_rate_horizon: float = 1000.0  # updates
     max_gradient_norm: float = 0.5  # gradients of a larger global norm are scaled down to it
     adam_b1: float = 0.9
@@ -40,12 +40,13 @@ def descend(
 ) -> tuple[Any, Any]:
     """Return (parameters, state) after one step of Adam (Kingma & Ba 2015) down the gradient, clipped by its norm.
 
-    The rate is `scale` times the one that is due after so many `updates`.
+    The rate is `scale` times the one that is due after so many `updates`: `learning_rate`, and in a straight line down
+    to its `learning_rate_end_fraction`.
     """
-    rate = exploration.linear_schedule(
-        updates, start=hypers.learning_rate, end=hypers.learning_rate_end, horizon=hypers.learning_rate_horizon
+    left = exploration.linear_schedule(
+        updates, start=1.0, end=hypers.learning_rate_end_fraction, horizon=hypers.learning_rate_horizon
     )
-    step, state = _adam(hypers, scale * rate).update(gradient, state, params)
+    step, state = _adam(hypers, scale * left * hypers.learning_rate).update(gradient, state, params)
     return optax.apply_updates(params, step), state
 
 

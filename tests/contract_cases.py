@@ -145,17 +145,17 @@ def _policy(
 
 _ADAM = {
     "learning_rate": 1e-2,
-    "learning_rate_end": 3e-3,
+    "learning_rate_end_fraction": 0.3,
     "learning_rate_horizon": 40.0,
     "discount": 0.9,
     "max_gradient_norm": 0.1,
 }
-_ADAM_PROBE = {"learning_rate": 3e-3, "learning_rate_end": 3e-3, "discount": 0.9}
+_ADAM_PROBE = {"learning_rate": 3e-3, "discount": 0.9}
 _PPO = ppo.Hypers(**_ADAM, value_clip=0.05, max_kl=0.003, rate_adaptation=1.5, target_kl=0.003)
 
 _DQN = dqn.Hypers(
     learning_rate=1e-2,
-    learning_rate_end=3e-3,
+    learning_rate_end_fraction=0.3,
     learning_rate_horizon=40.0,
     discount=0.9,
     exploration_start=0.9,
@@ -167,7 +167,7 @@ _DQN = dqn.Hypers(
     huber_delta=0.5,
 )
 _DQN_PROBE = dqn.Hypers(
-    learning_rate=3e-3, learning_rate_end=3e-3, discount=0.9, exploration_end=1.0, target_period=50.0
+    learning_rate=3e-3, learning_rate_end_fraction=1.0, discount=0.9, exploration_end=1.0, target_period=50.0
 )
 
 _WARM = dataclasses.replace(_DQN, exploration_start=9.0, exploration_end=5.0)  # temperatures

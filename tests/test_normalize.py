@@ -797,7 +797,7 @@ def test_ppo_learns_from_the_probabilities_with_which_it_acted():
         return state, metrics | {"log_prob": again}
 
     agent = normalize.with_observation_norm(learner._replace(act=act, update=update), env.spec)
-    hypers = cast_hypers(ppo.Hypers(learning_rate=0.1, learning_rate_end=0.1))
+    hypers = cast_hypers(ppo.Hypers(learning_rate=0.1))
     run = jax.jit(lambda key: loop.begin(key, agent, env, hypers))(KEY)
     state, episodes = run.agent, run.episodes
 

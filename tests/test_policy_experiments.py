@@ -148,7 +148,7 @@ def test_what_the_truncation_script_cannot_run_is_told_before_it_makes_a_directo
 def test_a_critic_that_takes_the_clock_for_termination_is_off_and_purerl_s_is_not(slow_result):
     """Of a policy that stays as it is: no step is small enough to be accepted."""
     script = load("pendulum_truncation")
-    fast = {"learning_rate": 1e-2, "learning_rate_end": 1e-3, "learning_rate_horizon": 15.0}
+    fast = {"learning_rate": 1e-2, "learning_rate_end_fraction": 0.1, "learning_rate_horizon": 15.0}
     hypers = dataclasses.replace(script.Settings().hypers, delta=0.0, discount=0.95, trace_decay=0.9, **fast)
     settings = script.Settings(seeds=2, total_steps=40_000, num_envs=8, length=250, hypers=hypers)
     right, wrong = (script.describe(script.judge(settings, treatment)) for treatment in script.TREATMENTS)

@@ -16,8 +16,7 @@ from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, requi
 class Hypers(optimizers.Hypers):
     """The numbers of A2C."""
 
-    learning_rate: float = 1e-3  # before the first update ...
-    learning_rate_end: float = 1e-3  # ... and from update `learning_rate_horizon` on
+    learning_rate: float = 1e-3
     adam_eps: float = 1e-5
     discount: float = 0.99  # gamma, [0, 1]
     trace_decay: float = 1.0  # lambda of the advantages; 1 for the n-step returns of the paper

@@ -29,8 +29,8 @@ from purerl.exploration import Explore
 class Hypers(optimizers.Hypers):
     """The numbers of DQN."""
 
-    learning_rate: float = 5e-4  # before the first update ...
-    learning_rate_end: float = 2.5e-5  # ... and from update `learning_rate_horizon` on
+    learning_rate: float = 5e-4
+    learning_rate_end_fraction: float = 0.05
     learning_rate_horizon: float = 40_000.0  # updates
     max_gradient_norm: float = 1000.0  # gradients of a larger global norm are scaled down to it
     discount: float = 0.99  # gamma, [0, 1]

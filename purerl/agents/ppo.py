@@ -16,8 +16,7 @@ from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, requi
 class Hypers(optimizers.Hypers):
     """The numbers of PPO."""
 
-    learning_rate: float = 2.5e-4  # before the first update (of a rollout) ...
-    learning_rate_end: float = 2.5e-4  # ... and from update `learning_rate_horizon` on
+    learning_rate: float = 2.5e-4  # a rollout is one update
     adam_eps: float = 1e-5
     discount: float = 0.99  # gamma, [0, 1]
     trace_decay: float = 0.95  # lambda of the advantages, [0, 1]

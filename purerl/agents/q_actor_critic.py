@@ -27,8 +27,7 @@ from purerl.base import (
 class Hypers(optimizers.Hypers):
     """The numbers of QAC."""
 
-    learning_rate: float = 5e-4  # before the first update ...
-    learning_rate_end: float = 5e-4  # ... and from update `learning_rate_horizon` on
+    learning_rate: float = 5e-4
     critic_speed: float = 10.0  # times as fast learns the critic
     max_gradient_norm: float = 10.0  # gradients of a larger norm, actor's and critic's each, are scaled down to it
     # A policy gradient without a baseline is noise times Q: small values, so a short horizon, keep it down.

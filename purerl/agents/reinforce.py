@@ -24,8 +24,7 @@ from purerl.base import (
 class Hypers(optimizers.Hypers):
     """The numbers of REINFORCE."""
 
-    learning_rate: float = 2e-3  # before the first update ...
-    learning_rate_end: float = 2e-3  # ... and from update `learning_rate_horizon` on
+    learning_rate: float = 2e-3
     discount: float = 0.99  # gamma, [0, 1]
     value_weight: float = 0.5  # of the baseline's loss
     entropy_weight: float = 0.0

@@ -17,7 +17,6 @@ class Hypers(optimizers.Hypers):
     """The numbers of TRPO. Those of Adam are the critic's: the policy has no learning rate."""
 
     learning_rate: float = 1e-3
-    learning_rate_end: float = 1e-3
     max_gradient_norm: float = 1000.0
     discount: float = 0.99  # gamma, [0, 1]
     trace_decay: float = 0.98  # lambda of the advantages, [0, 1]

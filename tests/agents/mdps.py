@@ -185,7 +185,6 @@ def descending(hypers, rate=1.0, entropy_weight=0.0, **numbers):
     return cast_hypers(
         hypers(
             learning_rate=rate * large,
-            learning_rate_end=rate * large,
             max_gradient_norm=large,
             adam_b1=0.0,
             adam_b2=0.0,
@@ -230,7 +229,7 @@ class Adam:
         self.norms.append(np.linalg.norm(gradient))
         gradient = gradient * min(1.0, h["max_gradient_norm"] / self.norms[-1]) if self.norms[-1] else gradient
         share = min(1.0, (self.count if updates is None else updates) / h["learning_rate_horizon"])
-        rate = h["learning_rate"] + share * (h["learning_rate_end"] - h["learning_rate"])
+        rate = h["learning_rate"] * (1 - share + share * h["learning_rate_end_fraction"])
         self.count += 1
         self.first = h["adam_b1"] * self.first + (1 - h["adam_b1"]) * gradient
         self.second = h["adam_b2"] * self.second + (1 - h["adam_b2"]) * gradient**2

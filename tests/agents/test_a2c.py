@@ -37,7 +37,7 @@ VALUES = np.array([0.5, -1.0, 0.8])
 # Not so small an epsilon, because Adam by itself is blind to a factor of all gradients.
 GENERIC = a2c.Hypers(
     learning_rate=0.3,
-    learning_rate_end=0.1,
+    learning_rate_end_fraction=0.3,
     learning_rate_horizon=3.0,
     max_gradient_norm=0.3,
     adam_b1=0.8,
@@ -288,7 +288,7 @@ def best_walk(discount, slip=0.25, step_reward=-0.125):
 def test_it_learns_where_to_walk_and_where_to_end_it():
     env = envs.make(Walk(), 8)
     agent = a2c.a2c(env.spec, policy_table(7, 2), value_table(7))
-    hypers = a2c.Hypers(learning_rate=0.05, learning_rate_end=0.05, discount=0.9, trace_decay=0.9)
+    hypers = a2c.Hypers(learning_rate=0.05, discount=0.9, trace_decay=0.9)
     train = jax.jit(lambda key: loop.train(key, agent, env, hypers, iterations=400, length=8)[0].agent)
     best = best_walk(0.9)
     assert set(best.argmax(axis=0)) == {0, 1}
@@ -322,7 +322,7 @@ def test_numbers_are_traced():
 
 
 def test_a_zero_rate_changes_no_parameter():
-    hypers = cast_hypers(dataclasses.replace(GENERIC, learning_rate=0.0, learning_rate_end=0.0))
+    hypers = cast_hypers(dataclasses.replace(GENERIC, learning_rate=0.0))
     agent, update = made()
     state = begun(agent, hypers, LOGITS, VALUES)
     after, _ = update(jax.random.key(0), state, rollout_of(random_experience(0)), hypers)

@@ -126,7 +126,7 @@ class Book:
         self.norms.append(np.sqrt(np.sum(gradient**2)))
         gradient = gradient * min(1.0, h["max_gradient_norm"] / self.norms[-1])
         share = min(1.0, self.count / h["learning_rate_horizon"])
-        rate = h["learning_rate"] + share * (h["learning_rate_end"] - h["learning_rate"])
+        rate = h["learning_rate"] * (1 - share + share * h["learning_rate_end_fraction"])
         self.count += 1
         self.first = h["adam_b1"] * self.first + (1 - h["adam_b1"]) * gradient
         self.second = h["adam_b2"] * self.second + (1 - h["adam_b2"]) * gradient**2
@@ -140,7 +140,7 @@ class Book:
 
 GENERIC = dqn.Hypers(
     learning_rate=0.05,
-    learning_rate_end=0.02,
+    learning_rate_end_fraction=0.4,
     learning_rate_horizon=5.0,
     discount=0.9,
     target_period=3.0,

@@ -24,7 +24,7 @@ over_kinds = pytest.mark.parametrize("kind", KINDS)
 # to a factor of all gradients.
 GENERIC = ppo.Hypers(
     learning_rate=0.1,
-    learning_rate_end=0.03,
+    learning_rate_end_fraction=0.3,
     learning_rate_horizon=2.5,
     max_gradient_norm=0.4,
     adam_b1=0.8,
@@ -183,9 +183,8 @@ class Book:
         }
         rows = {name: np.asarray(leaf).reshape(value.size, *leaf.shape[2:]) for name, leaf in batch.items()}
         rows |= {name: np.float32(rows[name]) for name in ("advantage", "target")}
-        rate = h["learning_rate"] + min(1.0, self.updates / h["learning_rate_horizon"]) * (
-            h["learning_rate_end"] - h["learning_rate"]
-        )
+        gone = min(1.0, self.updates / h["learning_rate_horizon"])
+        rate = h["learning_rate"] * (1 - gone + gone * h["learning_rate_end_fraction"])
         for epoch in range(epochs):
             order = np.asarray(actor_critic.permutation(jax.random.fold_in(key, epoch), value.size))
             found = [
@@ -260,7 +259,7 @@ def test_the_experience_holds_all_that_can_happen():
     [
         name
         for name in vars(GENERIC)
-        if name not in ("learning_rate_end", "learning_rate_horizon", "max_kl", "rate_adaptation", "target_kl")
+        if name not in ("learning_rate_end_fraction", "learning_rate_horizon", "max_kl", "rate_adaptation", "target_kl")
     ],
 )
 def test_every_number_of_a_first_update_counts(name):
@@ -373,7 +372,7 @@ def test_steps_are_as_long_as_the_adapted_rate_says():
 
 
 def test_a_zero_rate_changes_no_parameter():
-    still = changed(learning_rate=0.0, learning_rate_end=0.0)
+    still = changed(learning_rate=0.0)
     after, metrics = learn(record(), still)
     chex.assert_trees_all_equal(after.params, begun().params)
     assert metrics["kl"] < 1e-10

@@ -40,7 +40,7 @@ ENDINGS = [(True, False), (False, True), (True, True)]
 # Not so small an epsilon, because Adam by itself is blind to a factor of all gradients.
 GENERIC = q_actor_critic.Hypers(
     learning_rate=0.2,
-    learning_rate_end=0.05,
+    learning_rate_end_fraction=0.25,
     learning_rate_horizon=12.0,
     max_gradient_norm=0.3,
     adam_b1=0.8,
@@ -245,7 +245,7 @@ def test_environments_wait_each_for_itself():
 def test_speed_multiplies_the_critic_s_step_and_nothing_else():
     # By Adam with its own epsilon: a weight of the critic's loss would not pass for it, nor would it be clipped away.
     agent, update = made(1)
-    numbers = {"learning_rate": 0.01, "learning_rate_end": 0.01, "max_gradient_norm": 0.1, "discount": 0.5}
+    numbers = {"learning_rate": 0.01, "max_gradient_norm": 0.1, "discount": 0.5}
     slow, fast = (
         update(
             jax.random.key(0),
@@ -413,8 +413,6 @@ def test_it_learns_to_walk_to_the_reward():
     )
     actor = table._replace(apply=lambda params, observation: Categorical(logits=params[observation]))
     agent = q_actor_critic.q_actor_critic(env.spec, actor, table)
-    hypers = q_actor_critic.Hypers(
-        learning_rate=0.02, learning_rate_end=0.02, critic_speed=5.0, discount=0.99, entropy_weight=0.01
-    )
+    hypers = q_actor_critic.Hypers(learning_rate=0.02, critic_speed=5.0, discount=0.99, entropy_weight=0.01)
     run, _ = jax.jit(lambda key: loop.train(key, agent, env, hypers, iterations=1000, length=4))(jax.random.key(0))
     assert (softmax(np.float64(run.agent.params.actor))[2:6, 1] > 0.9).all()

@@ -41,7 +41,7 @@ ENDINGS = [(True, False), (False, True), (True, True)]
 # Not so small an epsilon, because Adam by itself is blind to a factor of all gradients.
 GENERIC = reinforce.Hypers(
     learning_rate=0.3,
-    learning_rate_end=0.1,
+    learning_rate_end_fraction=0.3,
     learning_rate_horizon=10.0,
     max_gradient_norm=0.7,
     adam_b1=0.8,
@@ -512,7 +512,7 @@ def test_without_a_baseline_it_learns_to_walk_to_the_reward():
         apply=lambda params, observation: Categorical(logits=params[observation]),
     )
     agent = reinforce.reinforce(env.spec, network, window=7)
-    hypers = reinforce.Hypers(learning_rate=0.02, learning_rate_end=0.02, discount=0.99, entropy_weight=0.0)
+    hypers = reinforce.Hypers(learning_rate=0.02, discount=0.99, entropy_weight=0.0)
     train = jax.jit(lambda key: loop.train(key, agent, env, hypers, iterations=1000, length=4))
     run, metrics = train(jax.random.key(0))
     assert (softmax(np.float64(run.agent.params.actor))[2:6, 1] > 0.9).all()
