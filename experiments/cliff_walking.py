@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from purerl import cli, driver, envs, loop, plots, results, rollout, scores, tables
+from purerl import cli, driver, envs, guards, loop, plots, results, rollout, scores, tables
 from purerl.agents import expected_sarsa, q_learning, sarsa
 from purerl.base import Agent, cast_hypers, require_count
 from purerl.metrics import Progress
@@ -94,7 +94,7 @@ def look_at(run: loop.Run, keys: Key[Array, " seeds"], settings: Settings, env: 
 
     walks = jax.jit(jax.vmap(walk, (0, 0, None)))(keys, run.agent, cast_hypers(settings.hypers))
     returns = np.asarray(run.table.episode_return)
-    diverged = np.asarray(driver.has_nan(run.agent)) | ~np.isfinite(returns).all(axis=1)
+    diverged = np.asarray(guards.has_nan(run.agent)) | ~np.isfinite(returns).all(axis=1)
     return Trained(returns=returns, walks=np.asarray(walks), diverged=diverged)
 
 

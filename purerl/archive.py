@@ -45,7 +45,7 @@ class Archive:
         self.points, self.seeds = points, seeds
         self.description = description_of(description, points=points, seeds=seeds)
         settings = self.directory / results.SETTINGS
-        self._lock = _locked(self.directory / "lock")
+        self._lock = locked(self.directory / "lock")
         if settings.exists():
             try:
                 require_same(self.directory, self.description)
@@ -123,7 +123,7 @@ def require_same(directory: Path, description: dict[str, Any]) -> None:
     require_equal(results.read_json(directory / results.SETTINGS), description, f"{directory} holds a sweep")
 
 
-def _locked(path: Path) -> IO[bytes]:
+def locked(path: Path) -> IO[bytes]:
     """Return a file that is locked until it is closed or the process ends, however it ends."""
     file = path.open("ab")
     try:
