@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from purerl import cli, exploration, networks, replay, results
+from purerl import cli, exploration, networks, replay, results, runs
 from purerl.agents import dqn
 from purerl.base import Spec
 from purerl.driver import Phase
@@ -59,7 +59,7 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
 
 def main(settings: Settings) -> results.Result:
     """Train and write a run directory."""
-    return cli.run(settings, lambda spec: phases(settings, spec), agent="dqn", hypers=settings.hypers)
+    return runs.run(settings, lambda spec: phases(settings, spec), agent="dqn", hypers=settings.hypers)
 
 
 if __name__ == "__main__":

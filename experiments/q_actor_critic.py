@@ -7,7 +7,7 @@ from typing import Literal
 
 import flax.linen as nn
 
-from purerl import cli, networks, results
+from purerl import cli, networks, results, runs
 from purerl.agents import q_actor_critic
 from purerl.base import Spec
 from purerl.driver import Phase
@@ -38,7 +38,7 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
 def main(settings: Settings) -> results.Result:
     """Train and write a run directory."""
     hypers = cli.annealed(settings, settings.hypers)
-    return cli.run(settings, lambda spec: phases(settings, spec), agent="q_actor_critic", hypers=hypers)
+    return runs.run(settings, lambda spec: phases(settings, spec), agent="q_actor_critic", hypers=hypers)
 
 
 if __name__ == "__main__":

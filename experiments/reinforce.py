@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from purerl import cli, policy_cli, results
+from purerl import cli, policy_cli, results, runs
 from purerl.agents import reinforce
 from purerl.base import Agent, Spec
 from purerl.driver import Phase
@@ -45,7 +45,7 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
 def main(settings: Settings) -> results.Result:
     """Train and write a run directory."""
     hypers = cli.annealed(settings, settings.hypers)
-    return cli.run(settings, lambda spec: phases(settings, spec), agent="reinforce", hypers=hypers)
+    return runs.run(settings, lambda spec: phases(settings, spec), agent="reinforce", hypers=hypers)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from purerl import cli, results
+from purerl import cli, results, runs
 from purerl.agents import sarsa
 from purerl.base import Spec
 from purerl.driver import Phase
@@ -27,7 +27,7 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
 
 def main(settings: Settings) -> results.Result:
     """Train and write a run directory."""
-    return cli.run(settings, lambda spec: phases(settings, spec), agent="sarsa", hypers=settings.hypers)
+    return runs.run(settings, lambda spec: phases(settings, spec), agent="sarsa", hypers=settings.hypers)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ _TALKATIVE = ("absl", "asyncio", "concurrent.futures")
 REST = Ellipsis  # in the `like` of `restore`: whatever was saved there, as a flat dict of numpy arrays
 
 
+class Unfit(ValueError):
+    """A checkpoint is damaged, or of something else."""
+
+
 class Checkpoints:
     """The checkpoints of one run, of which the last `keep` stay; a context manager, whose end waits for the last save.
 
@@ -136,7 +140,7 @@ def restore(directory: Path, like: PyTree, step: int | None = None) -> Any:
     """Return what was saved at `step`, the latest if not given, with the structure, shapes and dtypes of `like`.
 
     `like` holds arrays or `jax.ShapeDtypeStruct`s. Where it holds `REST`, what was saved there comes as a flat dict.
-    Raises FileNotFoundError if nothing is there, and ValueError, in a sentence, for what is damaged, of another format,
+    Raises FileNotFoundError if nothing is there, and Unfit, in a sentence, for what is damaged, of another format,
     or not like it: the first difference is named. Nothing is touched.
     """
     import orbax.checkpoint as orbax
@@ -161,7 +165,7 @@ def restore(directory: Path, like: PyTree, step: int | None = None) -> Any:
             arguments = orbax.args.Composite(tree=orbax.args.StandardRestore(numbered))
             arrays = reader.restore(Path(directory).absolute() / str(step), args=arguments)["tree"]
     except Exception as error:  # orbax's and tensorstore's own, of many kinds
-        raise ValueError(f"{place} cannot be read: {_reason(error)}") from error
+        raise Unfit(f"{place} cannot be read: {_reason(error)}") from error
     found = {
         name: arrays[str(number)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
         for number, (name, leaf) in enumerate(shapes.items())
@@ -192,15 +196,18 @@ def _header(directory: Path, step: int | None) -> tuple[int, dict[str, Any]]:
         raise FileNotFoundError(f"{directory} holds no checkpoint{'' if step is None else f' of step {step}'}; {there}")
     step = known[-1] if step is None else step
     folder = Path(directory) / str(step)
-    written = results.read_json(_list_of(directory, step))
+    try:
+        written = results.read_json(_list_of(directory, step))
+    except ValueError as error:
+        raise Unfit(str(error)) from None
     now = _digests(folder)
     if changed := sorted(name for name in {*written, *now} if written.get(name) != now.get(name)):
         which = "is missing" if changed[0] not in now else "is not what was written"
         earlier = f"; to go on from step {known[-2]}, remove {step}.json" if step == known[-1] and known[1:] else ""
-        raise ValueError(f"the checkpoint {folder} is damaged: {changed[0]} {which}{earlier}")
+        raise Unfit(f"the checkpoint {folder} is damaged: {changed[0]} {which}{earlier}")
     header = json.loads((folder / "header" / "metadata").read_bytes())
     if header.get("format") != FORMAT:
-        raise ValueError(f"the checkpoint {folder} has format {header.get('format')}; this purerl reads {FORMAT}")
+        raise Unfit(f"the checkpoint {folder} has format {header.get('format')}; this purerl reads {FORMAT}")
     return step, header
 
 
@@ -225,7 +232,7 @@ def _named(tree: PyTree, *, rest: bool = False) -> dict[str, Any]:
         if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) and not (rest and leaf is REST):
             raise TypeError(f"{name} is of type {type(leaf).__name__}; a checkpoint takes arrays")
         if name in named:
-            raise ValueError(f"{name} is the path of two leaves; a checkpoint takes one for each path")
+            raise Unfit(f"{name} is the path of two leaves; a checkpoint takes one for each path")
         named[name] = leaf
     return named
 
@@ -251,11 +258,11 @@ def _require_like(saved: list[Any], wanted: list[Any], rests: list[str], place: 
     held = {kind[0]: kind for kind in saved if not _below(kind[0], rests)}
     for kind in wanted:
         if kind[0] not in held:
-            raise ValueError(f"{place} lacks {told(kind)}, which this run has: it is of another one")
+            raise Unfit(f"{place} lacks {told(kind)}, which this run has: it is of another one")
         if held[kind[0]] != kind:
-            raise ValueError(f"{place} holds {told(held[kind[0]])}, and this run has {told(kind)}")
+            raise Unfit(f"{place} holds {told(held[kind[0]])}, and this run has {told(kind)}")
     if more := [kind for name, kind in held.items() if name not in {kind[0] for kind in wanted}]:
-        raise ValueError(f"{place} holds {told(more[0])}, which this run has not: it is of another one")
+        raise Unfit(f"{place} holds {told(more[0])}, which this run has not: it is of another one")
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +21,8 @@ from purerl import spread
 with contextlib.suppress(RuntimeError):  # whoever imports this in the midst of something has decided already
     spread.use_all_cores()  # before gymnax is imported, and starts jax
 
-from purerl import driver, envs, loop, optimizers, plots, reports, results
-from purerl.base import Spec, cast_hypers
-from purerl.metrics import Progress
+from purerl import driver, envs, loop, optimizers
+from purerl.base import cast_hypers
 
 AnySettings = TypeVar("AnySettings")
 HypersT = TypeVar("HypersT", bound=optimizers.Hypers)
@@ -49,6 +49,9 @@ class Settings:
     devices: int | None = None  # over which runs are spread; all there are if not given
     together: int | None = None  # runs that go together on a device; 1 on a CPU if not given, as many as fit elsewhere
     memory: float | None = None  # GiB that runs may take; what is free if not given
+    checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
+    resume: str | None = None  # run directory to go on in, or auto: in that of --out if something is there, else begin
+    debug_nans: bool = False  # end at the operation that makes the first NaN, and name it; slow
     # What of the environment's parameters to change, by name: --env-params.<name>, or from Python a dict.
     env_params: tyro.conf.Suppress[dict[str, Any] | None] = None
 
@@ -62,9 +65,9 @@ class Settings:
             "eval_episodes": 1,
             "eval_max_steps": 1,
         }
-        for name, at_least in (least | {"log_every": 1, "eval_every": 0}).items():
+        for name, at_least in (least | {"log_every": 1, "eval_every": 0, "checkpoint_every": 0}).items():
             value = getattr(self, name)
-            if value is None and name in ("log_every", "eval_every"):
+            if value is None and name in ("log_every", "eval_every", "checkpoint_every"):
                 continue
             if not isinstance(value, int) or not at_least <= value < 2**32:
                 raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**32 - 1")
@@ -72,10 +75,26 @@ class Settings:
             raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
         if self.stop_at_return is not None and np.isnan(self.stop_at_return):
             raise ValueError("stop_at_return is not a number; it takes the return at which to stop")
+        if self.resume == "auto" and self.out is None:
+            raise ValueError("resume is auto and out is not given; auto goes on in the folder that out names")
+        if self.resume not in (None, "auto") and self.out not in (None, Path(self.resume)):
+            raise ValueError(f"resume is {self.resume} and out is {self.out}; a run goes on where it is")
 
 
 class BadInput(ValueError):
     """What was asked for cannot be run; the message says which argument, what it got and what it takes."""
+
+
+class Failed(RuntimeError):
+    """What was asked for began, and could not be done; the message says why, and what is left."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, and is saved in `directory`; the message says how far it is."""
+
+    def __init__(self, message: str, directory: Path):
+        super().__init__(message)
+        self.directory = directory
 
 
 @contextlib.contextmanager
@@ -90,6 +109,8 @@ def bad_input() -> Iterator[None]:
 def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> None:
     """Run `main` with the settings of the command line; bad input ends in one sentence and exit status 2.
 
+    A failure on the way is one sentence and status 1, and a run that was asked to stop says how to go on, status 0.
+
     Programs are kept compiled in ~/.cache/purerl (or where JAX_COMPILATION_CACHE_DIR says), for the next time.
     """
     _keep_programs()
@@ -98,9 +119,25 @@ def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> No
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (Failed, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Stopped as stop:
+        print(f"{stop}; go on with\n  {_again(stop.directory)}")
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _again(directory: Path) -> str:
+    """Return the command line that goes on in a directory, made of the one that this process was started with."""
+    given, kept = iter(sys.argv[1:]), []
+    for argument in given:
+        if argument in ("--out", "--resume"):
+            next(given, None)
+        elif not argument.startswith(("--out=", "--resume=")):
+            kept.append(argument)
+    return shlex.join(["python", sys.argv[0], *kept, "--resume", str(directory)])
 
 
 def _keep_programs() -> None:
@@ -159,57 +196,9 @@ def require_finite(hypers: Any) -> None:
             raise ValueError(f"hypers.{name} is {leaf}; it takes a finite number")
 
 
-def run(
-    settings: Settings, phases: Callable[[Spec], Sequence[driver.Phase]], *, agent: str, hypers: Any
-) -> results.Result:
-    """Train `settings.seeds` runs of the agents that `phases` makes for the environment, and write the run directory.
-
-    Prints what it does; returns what it wrote. Raises BadInput for what cannot be run, before anything is trained.
-    """
-    with bad_input():
-        env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
-        eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
-        env_params = env_params_of(env, settings.env_params)
-        plan = phases(env.spec)
-        require_finite(hypers)
-        require_fitting(plan, env, hypers, settings.length)
-        settings = effective(settings, env_params, sum(phase.steps for phase in plan))
-        spreading = spread_of(settings, settings.seeds)
-        directory = results.create(settings.out or results.default_directory(agent, settings.env))
-        settings = dataclasses.replace(settings, out=directory)
-    seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
-    where = f"; {spreading}" if settings.seeds > 1 else ""
-    print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps{where}", flush=True)
-    with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
-        judge = eval_env if settings.eval_every else None
-        outcome = _drive(settings, plan, env, hypers, env_params, judge, progress, spreading)
-    summary = reports.summarise(outcome, agent=agent, env=settings.env, hypers=hypers)
-    metrics = outcome.metrics
-    if settings.eval_every:
-        steps = np.broadcast_to(outcome.evaluation_steps, outcome.evaluation_returns.shape[:2])
-        metrics = metrics | {"evaluation_steps": steps, "evaluation_return": outcome.evaluation_returns}
-    results.write(
-        directory,
-        settings=dataclasses.asdict(settings) | {"agent": agent, "versions": results.versions()},
-        metrics=metrics,
-        summary=summary,
-    )
-    plots.learning_curve(
-        directory / "learning_curve.png",
-        metrics["environment_steps"][0],
-        metrics["episode_return"],
-        title=f"{agent} on {settings.env}",
-        evaluation=(outcome.evaluation_steps, outcome.evaluation_returns.mean(axis=2)) if settings.eval_every else None,
-    )
-    if outcome.interrupted:
-        print(f"stopped by Ctrl-C after {summary['total_steps']:,} of {settings.total_steps:,} steps")
-    reports.show(summary, directory)
-    return results.load_run(directory)
-
-
 def spread_of(settings: Settings, runs: int) -> spread.Spread:
     """Return how to spread so many runs: as the settings say, and otherwise as suits the devices."""
-    return spread.choose(runs, devices=settings.devices, together=settings.together)
+    return spread.choose(runs, devices=1 if settings.debug_nans else settings.devices, together=settings.together)
 
 
 def memory_of(settings: Settings) -> int | None:
@@ -240,35 +229,6 @@ def effective(settings: SettingsT, env_params: Any, total: int) -> SettingsT:
         eval_max_steps=min(settings.eval_max_steps, limit),
         env_params=_scalars(env_params),
     )
-
-
-def _drive(settings, plan, env, hypers, env_params, eval_env, progress, spreading) -> driver.Outcome:
-    try:
-        return driver.drive(
-            driver.seed_keys(settings.seed, settings.seeds),
-            plan,
-            env,
-            hypers,
-            length=settings.length,
-            log_every=settings.log_every,
-            eval_env=eval_env,
-            eval_every=settings.eval_every,
-            eval_max_steps=settings.eval_max_steps,
-            stop_at_return=settings.stop_at_return,
-            env_params=env_params,
-            progress=progress,
-            spread=spreading,
-            memory=memory_of(settings),
-        )
-    except MemoryError as error:
-        raise BadInput(str(error)) from error
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
-            raise
-        raise BadInput(
-            f"this does not fit into memory: seeds {settings.seeds}, num_envs {settings.num_envs}, and what the agent "
-            "keeps (a replay's capacity, a batch) take too much"
-        ) from error
 
 
 def _default(settings: type[Settings], name: str) -> Any:

@@ -78,9 +78,9 @@ def write(
     """
     path = Path(directory)
     contents = {
-        SETTINGS: _json_bytes(settings, "settings"),
+        SETTINGS: json_bytes(settings, "settings"),
         METRICS: npz_bytes(metrics),
-        SUMMARY: _json_bytes(summary, "summary"),
+        SUMMARY: json_bytes(summary, "summary"),
     }
     path.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
@@ -210,7 +210,8 @@ def _array(value: Any, name: str) -> np.ndarray:
         raise TypeError(f"{name} is of type {type(value).__name__}; it takes an array of numbers or text.") from error
 
 
-def _json_bytes(value: Mapping[str, Any], name: str) -> bytes:
+def json_bytes(value: Mapping[str, Any], name: str) -> bytes:
+    """The content of a JSON file with this; raises TypeError, naming it, on what cannot be stored."""
     return (json.dumps(to_json(value, name), indent=2, allow_nan=False) + "\n").encode()
 
 

@@ -40,13 +40,16 @@ class Store:
     def latest(self, runs: PyTree, history: History) -> Found | None:
         """Return the latest of the runs, whose shapes are given, and let the history go on from there; None if none is.
 
-        Raises ValueError, naming the first difference, for those of other runs.
+        Raises checkpoint.Unfit, naming the first difference, for those of other runs.
         """
         directory = self.checkpoints.directory
         if not checkpoint.steps(directory):
             return None
         about = checkpoint.about(directory)
-        archive.require_equal(about["run"], self.about, f"{directory} holds checkpoints of a run")
+        try:
+            archive.require_equal(about["run"], self.about, f"{directory} holds checkpoints of a run")
+        except ValueError as error:
+            raise checkpoint.Unfit(str(error)) from None
         shapes = jax.eval_shape(lambda tree: tree, self.given)
         found = checkpoint.restore(directory, {"given": shapes, "runs": runs, "history": checkpoint.REST})
         _require_same(found["given"], self.given, directory)
@@ -92,5 +95,5 @@ def _require_same(saved: PyTree, given: PyTree, directory: Any) -> None:
         old, new = (np.asarray(jax.random.key_data(leaf) if keys else leaf) for leaf in (old, new))
         if not np.array_equal(old, new):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
-            values = "others" if old.ndim else f"{old}, and this one has {new}"
-            raise ValueError(f"{directory} holds checkpoints of a run whose {name} were {values}")
+            old, new = (results.to_json(leaf) if leaf.ndim == 0 else "another one" for leaf in (old, new))
+            raise checkpoint.Unfit(f"{directory} holds checkpoints of a run with {name} {old}, and this one has {new}")

@@ -24,7 +24,7 @@ LEVELS = {
     **dict.fromkeys(["driver", "training", "export", "play", "launch"], 5),
     **dict.fromkeys(["reports", "sweep_reports", "halving", "pbt", "tune"], 6),
     "cli": 7,
-    **dict.fromkeys(["policy_cli", "sweep_cli"], 8),
+    **dict.fromkeys(["policy_cli", "sweep_cli", "runs"], 8),
     "tune_cli": 9,
 }
 # Forbidden even where lower: so any agent runs under any environment, loop or mesh.

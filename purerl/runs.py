@@ -1,0 +1,162 @@
+"""What a script with one agent does: train, save on the way, go on, and leave a run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl import archive, checkpoint, cli, driver, envs, plots, reports, results
+from purerl.base import Spec
+from purerl.metrics import Progress
+
+CHECKPOINTS = "checkpoints"
+# What may differ between the process that began a run and one that goes on with it.
+_FREE = ("out", "resume", "devices", "together", "memory", "checkpoint_every", "debug_nans", "versions")
+
+
+def run(
+    settings: cli.Settings, phases: Callable[[Spec], Sequence[driver.Phase]], *, agent: str, hypers: Any
+) -> results.Result:
+    """Train `settings.seeds` runs of the agents that `phases` makes for the environment, and write the run directory.
+
+    Prints what it does; returns what it wrote. Raises cli.BadInput for what cannot be run, before anything is trained;
+    cli.Stopped if it was asked to stop, once it is saved; cli.Failed if all seeds diverge, or nothing can be written.
+    """
+    with cli.bad_input():
+        env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
+        eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
+        env_params = cli.env_params_of(env, settings.env_params)
+        plan = phases(env.spec)
+        cli.require_finite(hypers)
+        cli.require_fitting(plan, env, hypers, settings.length)
+        settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
+        spreading = cli.spread_of(settings, settings.seeds)
+        directory, description = opened(settings, agent, hypers)
+        if (directory / results.SUMMARY).exists():
+            print(f"{directory} holds this run, and it is finished")
+            return results.load_run(directory)
+        lock = archive.locked(directory / "lock")
+    seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
+    where = f"; {spreading}" if settings.seeds > 1 else ""
+    print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps{where}", flush=True)
+    before = checkpoint.steps(directory / CHECKPOINTS)
+    if before:
+        print(f"goes on after {before[-1]:,} steps", flush=True)
+    with lock:
+        with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
+            judge = eval_env if settings.eval_every else None
+            outcome = _drive(settings, plan, env, hypers, env_params, judge, progress, spreading, directory)
+        _require_end(outcome, settings, directory)
+        try:
+            return _written(outcome, settings, directory, description, agent, hypers)
+        except OSError as error:
+            raise cli.Failed(f"the results could not be written: {error}") from error
+
+
+def opened(settings: cli.Settings, agent: str, hypers: Any) -> tuple[Path, dict[str, Any]]:
+    """Return the directory of a run, and the settings that it holds now.
+
+    Raises FileNotFoundError for a directory to go on in that holds no run, ValueError, naming the first difference, for
+    one that holds another, and FileExistsError for one that holds a run although none was to be gone on with.
+    """
+    directory = settings.out or results.default_directory(agent, settings.env)
+    if settings.resume not in (None, "auto"):
+        directory = Path(settings.resume)
+        if not (directory / results.SETTINGS).exists():
+            raise FileNotFoundError(f"resume is {directory}, which holds no run ({results.SETTINGS})")
+    saved = bool(checkpoint.steps(directory / CHECKPOINTS))
+    if saved and settings.resume is None:
+        raise FileExistsError(f"out is {directory}, which holds a run to go on with: --resume {directory}")
+    description = dataclasses.asdict(dataclasses.replace(settings, out=directory))
+    del description["resume"]
+    description = results.to_json(description | {"agent": agent, "numbers": hypers, "versions": results.versions()})
+    if settings.resume and (saved or (directory / results.SUMMARY).exists()):
+        archive.require_equal(
+            _bound(results.read_json(directory / results.SETTINGS)), _bound(description), f"{directory} holds a run"
+        )
+    else:
+        results.create(directory)
+        results.replace_file(directory / results.SETTINGS, results.json_bytes(description, "settings"))
+    return directory, description
+
+
+def _bound(description: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in description.items() if name not in _FREE}
+
+
+def _require_end(outcome: driver.Outcome, settings: cli.Settings, directory: Path) -> None:
+    """Raise cli.Stopped or cli.Failed for runs that did not come to their end."""
+    steps = int(outcome.metrics["environment_steps"][0, -1])
+    if outcome.interrupted:
+        raise cli.Stopped(f"stopped after {steps:,} of {settings.total_steps:,} steps", directory)
+    if outcome.diverged.all():
+        iterations = [at // (settings.num_envs * settings.length) for at in outcome.diverged_at]
+        kept = checkpoint.steps(directory / CHECKPOINTS)
+        last = f"the last good checkpoint is that of step {kept[-1]:,}, and" if kept else "there is no checkpoint;"
+        where = f"--resume {directory}" if kept else "this command"
+        which = "the seed" if settings.seeds == 1 else f"each of the {settings.seeds} seeds"
+        raise cli.Failed(
+            f"{which} diverged, no longer finite after iteration {', '.join(map(str, iterations))}; "
+            f"{last} {where} with --debug-nans names the operation"
+        )
+
+
+def _written(outcome, settings, directory, description, agent, hypers) -> results.Result:
+    summary = reports.summarise(outcome, agent=agent, env=settings.env, hypers=hypers)
+    metrics = outcome.metrics
+    if settings.eval_every:
+        steps = np.broadcast_to(outcome.evaluation_steps, outcome.evaluation_returns.shape[:2])
+        metrics = metrics | {"evaluation_steps": steps, "evaluation_return": outcome.evaluation_returns}
+    plots.learning_curve(
+        directory / "learning_curve.png",
+        metrics["environment_steps"][0],
+        metrics["episode_return"],
+        title=f"{agent} on {settings.env}",
+        evaluation=(outcome.evaluation_steps, outcome.evaluation_returns.mean(axis=2)) if settings.eval_every else None,
+    )
+    results.write(directory, settings=description, metrics=metrics, summary=summary)
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    (directory / "lock").unlink(missing_ok=True)
+    reports.show(summary, directory)
+    return results.load_run(directory)
+
+
+def _drive(settings, plan, env, hypers, env_params, eval_env, progress, spreading, directory) -> driver.Outcome:
+    try:
+        with checkpoint.Checkpoints(directory / CHECKPOINTS) as checkpoints:
+            return driver.drive(
+                driver.seed_keys(settings.seed, settings.seeds),
+                plan,
+                env,
+                hypers,
+                length=settings.length,
+                log_every=settings.log_every,
+                eval_env=eval_env,
+                eval_every=settings.eval_every,
+                eval_max_steps=settings.eval_max_steps,
+                stop_at_return=settings.stop_at_return,
+                env_params=env_params,
+                progress=progress,
+                spread=spreading,
+                memory=cli.memory_of(settings),
+                checkpoints=checkpoints,
+                checkpoint_every=settings.checkpoint_every,
+                debug_nans=settings.debug_nans,
+            )
+    except (MemoryError, checkpoint.Unfit) as error:
+        raise cli.BadInput(str(error)) from error
+    except OSError as error:
+        raise cli.Failed(str(error)) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise cli.BadInput(
+            f"this does not fit into memory: seeds {settings.seeds}, num_envs {settings.num_envs}, and what the agent "
+            "keeps (a replay's capacity, a batch) take too much"
+        ) from error
