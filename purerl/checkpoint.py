@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -167,8 +168,7 @@ def restore(directory: Path, like: PyTree, step: int | None = None) -> Any:
     except Exception as error:  # orbax's and tensorstore's own, of many kinds
         raise Unfit(f"{place} cannot be read: {_reason(error)}") from error
     found = {
-        name: arrays[str(number)] if leaf.size else np.zeros(leaf.shape, leaf.dtype)
-        for number, (name, leaf) in enumerate(shapes.items())
+        name: arrays[str(number)] if leaf.size else _empty(leaf) for number, (name, leaf) in enumerate(shapes.items())
     }
     rest = {name: {key.removeprefix(f"{name}/"): found[key] for key in found if _below(key, [name])} for name in rests}
     return jax.tree.unflatten(
@@ -235,6 +235,10 @@ def _named(tree: PyTree, *, rest: bool = False) -> dict[str, Any]:
             raise Unfit(f"{name} is the path of two leaves; a checkpoint takes one for each path")
         named[name] = leaf
     return named
+
+
+def _empty(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, np.ndarray) else jnp.empty(leaf.shape, leaf.dtype)
 
 
 def _is_rest(leaf: Any) -> bool:

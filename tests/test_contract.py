@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from functools import partial
 
 import chex
+import going_on
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract_cases import CASES
+from going_on import LENGTH, NUM_ENVS
 from probes import Ends
 
-from purerl import envs, loop, rollout
+from purerl import checkpoint, envs, loop, rollout
 from purerl.base import cast_hypers
 
-NUM_ENVS, LENGTH = 3, 2
 # For tests of what does not depend on how hard the compiler tries: most of their time is the compiler's.
 CHEAP = {"xla_backend_optimization_level": "0"}
 
@@ -125,17 +128,37 @@ def test_one_seed_repeats_bit_for_bit_and_two_differ_in_parameters_and_actions(c
     assert not np.array_equal(actions(five, once), actions(six, once))
 
 
+@pytest.fixture(scope="module")
+def elsewhere():
+    """A function that lets another process go on with a run that was saved."""
+    child = subprocess.Popen(
+        [sys.executable, going_on.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def go_on(case, directory):
+        print(case.name, directory, sep="\t", file=child.stdin, flush=True)
+        assert child.stdout.readline() == "done\n"
+
+    yield go_on
+    child.stdin.close()
+    assert child.wait(timeout=60) == 0
+
+
 @over_agents
-def test_chunks_and_rows_change_nothing(case, setups, programs):
+def test_neither_chunks_nor_rows_nor_another_process_that_goes_on_change_a_bit(
+    case, setups, programs, elsewhere, tmp_path
+):
     env, agent = setups(case)
     hypers = cast_hypers(case.hypers)
     key = jax.random.key(3)
     whole, metrics = programs(case)(key, hypers)
-    chunk = jax.jit(lambda run, hypers: loop.advance(run, agent, env, hypers, iterations=15, length=LENGTH)[0])
-    run = jax.jit(lambda key, hypers: loop.begin(key, agent, env, hypers))(key, hypers)
-    for _ in range(4):
+    chunk = going_on.chunk(env, agent)
+    run = going_on.begin(env, agent)(key, hypers)
+    for _ in range(2):
         run = chunk(run, hypers)
-    assert equal(whole, run)
+    checkpoint.save({"run": run, "hypers": hypers}, tmp_path, 30)
+    elsewhere(case, tmp_path)
+    assert equal(whole, checkpoint.restore(tmp_path, {"run": run}, 60)["run"])
     assert all(leaf.shape == (4,) for leaf in jax.tree.leaves(metrics))
 
 

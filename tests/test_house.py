@@ -16,10 +16,8 @@ LEVELS = {
     **dict.fromkeys(["trust_region", "mdps", "scores", "layers", "features", "points"], 1),
     **dict.fromkeys(["planning", "networks", "tables", "prediction", "whole_episodes", "actor_critic"], 2),
     **dict.fromkeys(["optimizers", "precision", "replay", "normalize", "envs", "spread"], 2),
-    **dict.fromkeys(
-        ["sharding", "distributed", "checkpoint", "metrics", "results", "plots", "workers", "interrupts", "guards"], 2
-    ),
-    **dict.fromkeys(["agents", "rollout", "archive", "history"], 3),
+    **dict.fromkeys(["sharding", "distributed", "metrics", "results", "plots", "workers", "interrupts", "guards"], 2),
+    **dict.fromkeys(["agents", "rollout", "archive", "checkpoint", "history"], 3),
     **dict.fromkeys(["loop", "evaluate", "sweep", "store"], 4),
     **dict.fromkeys(["driver", "training", "export", "play", "launch"], 5),
     **dict.fromkeys(["reports", "sweep_reports", "halving", "pbt", "tune"], 6),
