@@ -93,7 +93,8 @@ def drive(
     at the end of a chunk they are saved every `checkpoint_every` steps (every ten minutes if not given, 0 for never),
     and on Ctrl-C. A save that fails is told, and tried again when the next one is due.
 
-    `debug_nans` ends the run at the first operation that makes a NaN, with a FloatingPointError that names it; slow.
+    `debug_nans` ends the run at the first operation that makes a NaN, with a FloatingPointError that names it; on one
+    device, and slow.
 
     Raises ValueError for phases without steps, and for checkpoints of other runs; MemoryError if what the runs keep,
     replay buffers included, is more than `memory` bytes (without it: than is free); OSError if the runs were asked to
@@ -107,7 +108,8 @@ def drive(
     chunks = list(_chunks(phases, per_iteration, max(1, round(log_every / per_iteration))))
 
     began = time.perf_counter()
-    spread = spreading.choose(len(keys)) if spread is None else spread
+    if spread is None or debug_nans:
+        spread = spreading.choose(len(keys), devices=1 if debug_nans else None)
     store = None
     if checkpoints is not None:
         about = {"phases": [phase.steps for phase in phases], "length": length, "log_every": log_every}
