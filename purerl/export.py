@@ -16,8 +16,8 @@ from jax import export
 from jaxtyping import PyTree
 
 from purerl import results, rollout, sealed
-from purerl.base import Agent, Discrete, cast_hypers, require_count
-from purerl.policies import Part, Policy, Program, path_of
+from purerl.base import Agent, cast_hypers, require_count
+from purerl.policies import Part, Policy, Program, path_of, spaces
 
 POLICY = "policy.zip"  # what the file is called in a run directory
 FORMAT = 1
@@ -57,7 +57,8 @@ def save_policy(
         "name": name or getattr(agent.act, "__qualname__", "agent").partition(".")[0],
         "env": env.name,
         "env_params": [Part(place, str(leaf.dtype), leaf.shape) for place, leaf in params.items()],
-        "observation": _spaces(env.spec.observation),
+        "observation": spaces(env.spec.observation),
+        "action": spaces(env.spec.action),
         "hypers": hypers,
         "versions": results.versions(),
         "runs": 1 if runs is None else runs,
@@ -97,7 +98,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[int, Callable[[int], Policy]]:
     file = Path(path) / POLICY if Path(path).is_dir() else Path(path)
     members = sealed.read(file, **_KIND)
     about = json.loads(members["policy.json"])
-    about |= {name: tuple(_part(part) for part in about[name]) for name in ("env_params", "observation", "arrays")}
+    about |= {
+        name: tuple(_part(part) for part in about[name]) for name in ("env_params", "observation", "action", "arrays")
+    }
     stored = [
         _array(members[f"arrays/{index}"], part, (about["runs"],) if per_run else ())
         for index, (part, per_run) in enumerate(zip(about["arrays"], about["per_run"], strict=True))
@@ -109,7 +112,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[int, Callable[[int], Policy]]:
         raise ValueError(
             f"{file} was saved by jax {by} and cannot be read by jax {jax.__version__}: {reason}"
         ) from error
-    common = {name: about[name] for name in ("name", "env", "hypers", "versions", "observation", "runs", "key_type")}
+    plain = ("name", "env", "hypers", "versions", "observation", "action", "runs", "key_type")
+    common = {name: about[name] for name in plain}
     common["env_params"] = {
         part.path: _array(members[f"env_params/{index}"], part) for index, part in enumerate(about["env_params"])
     }
@@ -129,7 +133,7 @@ def _exported(
     agent: Agent, parts: Sequence[Part], tree: Any, env: Any, *, greedy: bool
 ) -> tuple[export.Exported, list[str]]:
     """Return `act` as a program for any number of observations, and the paths of the arrays that it takes."""
-    spaces, structure = jax.tree.flatten(env.spec.observation)
+    observed, structure = jax.tree.flatten(env.spec.observation)
     memory = agent.start(1)
     key_data = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
 
@@ -149,7 +153,7 @@ def _exported(
 
     def arguments(kept: Sequence[int], count: Any) -> tuple[Any, ...]:
         given = {index: _shape(parts[index]) for index in kept}
-        return given, key_data, [jax.ShapeDtypeStruct((count, *space.shape), space.dtype) for space in spaces]
+        return given, key_data, [jax.ShapeDtypeStruct((count, *space.shape), space.dtype) for space in observed]
 
     try:
         # Of a program of fixed shapes jax says which arguments it reads; one for any shape would take them all.
@@ -172,7 +176,7 @@ def _description(made: export.Exported, takes: list[str]) -> dict[str, Any]:
         "takes": takes,
         "platforms": made.platforms,
         "calling_convention": made.calling_convention_version,
-        "action": Part("", str(made.out_avals[0].dtype), tuple(made.out_avals[0].shape[1:])),
+        "returns": Part("", str(made.out_avals[0].dtype), tuple(made.out_avals[0].shape[1:])),
     }
 
 
@@ -188,7 +192,7 @@ def _program(code: bytes, about: dict[str, Any], greedy: bool) -> Program:
     most = export.maximum_supported_calling_convention_version
     if not least <= version <= most:
         raise ValueError(f"it has calling convention {version}, and known are {least} to {most}")
-    parts, action = {part.path: part for part in about["arrays"]}, _part(stored["action"])
+    parts, action = {part.path: part for part in about["arrays"]}, _part(stored["returns"])
 
     def nothing(arrays: list[Any], key_data: Any, observation: list[Any]) -> Any:
         return jnp.zeros((observation[0].shape[0], *action.shape), action.dtype)
@@ -222,14 +226,6 @@ def _arrays(state: PyTree, hypers: PyTree, runs: int | None) -> tuple[dict[str, 
             raise ValueError(f"{place} has shape {leaf.shape}; with runs={runs} it takes a leading axis of {runs}")
         parts.append(Part(place, str(leaf.dtype), leaf.shape[1:] if per_run else leaf.shape))
     return arrays, parts, tree
-
-
-def _spaces(space: PyTree) -> list[Part]:
-    """Return the arrays of which observations consist."""
-    return [
-        Part(path_of("", place), str(np.dtype(leaf.dtype)), leaf.shape, leaf.n if isinstance(leaf, Discrete) else None)
-        for place, leaf in jax.tree_util.tree_leaves_with_path(space)
-    ]
 
 
 def _part(stored: dict[str, Any]) -> Part:

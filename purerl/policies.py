@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from purerl.base import Agent, no_memory
+from purerl.base import Agent, Discrete, no_memory
 
 
 class Part(NamedTuple):
@@ -39,6 +39,7 @@ class Policy:
     env: str
     env_params: dict[str, np.ndarray]  # the environment's numbers in training, by path
     observation: tuple[Part, ...]  # every array of an observation; Part.shape is that of one environment's
+    action: tuple[Part, ...]
     hypers: Any  # what the agent's numbers were, as JSON has them
     versions: dict[str, str]  # of python, purerl, jax and others that saved it
     run: int  # which of the file's runs this is
@@ -85,6 +86,14 @@ class Policy:
             raise TypeError(f"key is one of {jax.random.key_impl(key)}; this policy takes those of {self.key_type}")
         program = self.programs[greedy]
         return program.call([arrays[path] for path in program.takes], jax.random.key_data(key), observation)
+
+
+def spaces(space: PyTree) -> tuple[Part, ...]:
+    """Return the arrays of which observations, or actions, of this space consist."""
+    return tuple(
+        Part(path_of("", place), str(np.dtype(leaf.dtype)), leaf.shape, leaf.n if isinstance(leaf, Discrete) else None)
+        for place, leaf in jax.tree_util.tree_leaves_with_path(space)
+    )
 
 
 def path_of(root: str, place: tuple[Any, ...]) -> str:
