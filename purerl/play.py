@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 # cli comes first: it sees to it that jax uses all cores.
 from purerl import cli, envs, evaluate, export, results, rollout, scores
@@ -104,7 +104,7 @@ def _plain(parts: Any) -> str:
     )
 
 
-def _played(key: Key, policies: tuple[Policy, ...], env: envs.Env, params: PyTree, steps: int) -> Played:
+def _played(key: Key[Array, ""], policies: tuple[Policy, ...], env: envs.Env, params: PyTree, steps: int) -> Played:
     """Play each run's episodes, with the same keys and one program."""
     agent = policies[0].agent()  # its programs are those of all runs, the state makes the difference
 
@@ -152,7 +152,7 @@ def _mean(values: np.ndarray, of: str) -> str:
 # --- the GIF --------------------------------------------------------------------------------------------------------
 
 
-def _drawn(key: Key, policy: Policy, params: PyTree, steps: int, target: Path) -> Path | None:
+def _drawn(key: Key[Array, ""], policy: Policy, params: PyTree, steps: int, target: Path) -> Path | None:
     """Draw an episode, or its first steps, into a file; say where, or why not."""
     environment = envs.create(policy.env)
     if not envs.can_be_drawn(environment):
@@ -162,12 +162,12 @@ def _drawn(key: Key, policy: Policy, params: PyTree, steps: int, target: Path) -
     with cli.bad_input():
         target.parent.mkdir(parents=True, exist_ok=True)
         results.replace_file(target, envs.animate(environment, params, states, returns))
-    whole = "episode" if ended else f"the first {steps} steps of an episode"
-    print(f"{target}: {whole} of run {policy.run}, return {returns[-1]:,.2f} in {len(returns) - 1} steps")
+    done = f"return {returns[-1]:,.2f} in {len(returns) - 1:,} step{'s' * (len(returns) != 2)}"
+    print(f"{target}: an episode of run {policy.run}{'' if ended else ' (its beginning)'}, {done}")
     return target
 
 
-def _episode(key: Key, policy: Policy, params: PyTree, steps: int) -> tuple[PyTree, np.ndarray, bool]:
+def _episode(key: Key[Array, ""], policy: Policy, params: PyTree, steps: int) -> tuple[PyTree, np.ndarray, bool]:
     """Return the states of an episode's first `steps` steps [T + 1, ...], the returns up to each, whether it ended."""
     env, _ = _environment(policy, 1, restart=False)
     agent = policy.agent()

@@ -83,7 +83,7 @@ def gif(pictures: Iterable[Image.Image], milliseconds: int) -> bytes:
     sample = frames[0].resize((width, 3 * height))
     for row, index in enumerate((0, len(frames) // 2, len(frames) - 1)):
         sample.paste(frames[index], (0, row * height))
-    palette = sample.quantize(64)
+    palette = sample.quantize(64, Image.Quantize.MAXCOVERAGE)
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
     times = [milliseconds] * (len(drawn) - 1) + [1500]

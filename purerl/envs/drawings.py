@@ -215,7 +215,7 @@ def _cells(environment: Environment, params: Any) -> tuple[dict[int, str], dict[
     if isinstance(environment, WindyGridworld):
         faces |= {cell: ("#edf2f7", PALE)[WIND[cell % 10] - 1] for cell in range(70) if WIND[cell % 10]}
         faces |= dict.fromkeys(goals, "#9ae6b4")
-        labels |= {60 + column: f"wind {wind}" for column, wind in enumerate(WIND) if wind}
+        labels |= {60 + column: "↑" * wind for column, wind in enumerate(WIND) if wind}
     if isinstance(environment, JumpingGridworld):
         faces |= {1: "#fbd38d", 21: "#feebc8", 3: "#d6bcfa", 13: "#e9d8fd"}
         labels |= {1: "A", 21: "A'", 3: "B", 13: "B'"}
