@@ -134,7 +134,7 @@ def _show(played: Played, steps: int) -> None:
         print(f"run {run}: {_mean(returns, 'episodes')}{'; DIVERGED: it holds NaN' * bool(diverged)}")
     sound = played.episode_return[~played.diverged].mean(axis=1)
     if len(played.runs) > 1 and len(sound):
-        print(f"{len(sound)} runs: {_mean(sound, 'runs')}")
+        print(f"{len(sound)} run{'s' * (len(sound) > 1)}: {_mean(sound, 'runs')}")
     cut = int((~played.finished).sum())
     if cut:
         print(

@@ -82,7 +82,9 @@ def test_one_run_of_a_file_elsewhere_cut_off(cliff, tmp_path, capsys):
 
 
 def test_what_cannot_be_drawn_is_played_all_the_same(tmp_path, capsys):
-    saved("Gambler-purerl", tmp_path, steps=10, seeds=1)
+    env = envs.make("Gambler-purerl", 1)
+    agent, hypers = q_learning.q_learning(env.spec), q_learning.Hypers()
+    export.save_policy(tmp_path / export.POLICY, agent, agent.init(jax.random.key(0), cast_hypers(hypers)), env, hypers)
     played = play.main(play.Settings(run_dir=tmp_path, episodes=2, max_steps=9))
     assert played.gif is None
     assert "no GIF: Gambler-purerl cannot be drawn" in capsys.readouterr().out
@@ -98,7 +100,7 @@ def test_a_run_that_diverged_is_named_and_left_out(tmp_path, capsys):
     assert played.diverged.tolist() == [False, True]
     said = capsys.readouterr().out
     assert "DIVERGED" in said
-    assert "1 runs: " not in said
+    assert "1 run: mean return" in said
     assert not (tmp_path / "episode.gif").exists()
 
 

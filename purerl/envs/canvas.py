@@ -14,7 +14,7 @@ FINER = 3  # all is drawn so many times larger and then reduced, so that edges a
 INK, PALE, GRID = "#2d3748", "#cbd5e0", "#a0aec0"
 BLUE, ORANGE, GREEN, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#c53030"
 
-Point = tuple[float, float]  # x to the right, y upwards
+Point = tuple[float | int, float | int]  # x to the right, y upwards
 
 
 class Canvas:
@@ -32,10 +32,10 @@ class Canvas:
         self._size = size
         self._texts: list[tuple[Point, str, str, str, int]] = []
 
-    def line(self, points: Sequence[Point], color: str, width: float = 2) -> None:
+    def line(self, points: Sequence[Point], color: str, width: int = 2) -> None:
         """Draw a line through the points, with round ends and corners."""
         places, half = [self._place(point) for point in points], width * FINER / 2
-        self._draw.line(places, fill=color, width=round(2 * half), joint="curve")
+        self._draw.line(places, fill=color, width=width * FINER, joint="curve")
         for x, y in (places[0], places[-1]):
             self._draw.ellipse((x - half, y - half, x + half, y + half), fill=color)
 
