@@ -84,6 +84,9 @@ def gif(pictures: Iterable[Image.Image], milliseconds: int) -> bytes:
     for row, index in enumerate((0, len(frames) // 2, len(frames) - 1)):
         sample.paste(frames[index], (0, row * height))
     palette = sample.quantize(64, Image.Quantize.MAXCOVERAGE)
+    colors = palette.getpalette() or []
+    lightest = max(range(0, len(colors), 3), key=lambda place: sum(colors[place : place + 3]))
+    palette.putpalette([*colors[:lightest], 255, 255, 255, *colors[lightest + 3 :]])  # an average of near whites
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
     times = [milliseconds] * (len(drawn) - 1) + [1500]
