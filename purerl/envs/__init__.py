@@ -4,6 +4,7 @@ import gymnax
 
 from purerl.envs.bandits import Bandit
 from purerl.envs.chains import BairdsCounterexample, Gambler, RandomWalk, ShortCorridor
+from purerl.envs.drawings import animate, can_be_drawn
 from purerl.envs.finite import FiniteEnvironment, enumerate_mdp, tabular_mdp
 from purerl.envs.gridworlds import CliffWalking, CornerGridworld, JumpingGridworld, WindyGridworld, grid_of
 from purerl.envs.mazes import DynaMaze
@@ -25,6 +26,8 @@ __all__ = [
     "RandomWalk",
     "ShortCorridor",
     "WindyGridworld",
+    "animate",
+    "can_be_drawn",
     "create",
     "enumerate_mdp",
     "grid_of",

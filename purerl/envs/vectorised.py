@@ -51,15 +51,18 @@ def names() -> list[str]:
     return list(gymnax.registered_envs)
 
 
-def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None, **kwargs: Any) -> Env:
+def make(
+    env: str | Environment, num_envs: int, *, observation_dtype: Any = None, restart: bool = True, **kwargs: Any
+) -> Env:
     """Return `num_envs` copies of an environment, by gymnax's name (with its constructor's `kwargs`) or as an object.
 
     `observation_dtype` is what arrays are observed in, if not what the environment shows: bool for MinAtar's pictures,
     which gymnax shows as float32, takes a quarter of the memory wherever observations are kept, and a 32nd in replay,
-    which packs bool into bits.
+    which packs bool into bits. Without `restart` an ended episode does not start anew: what follows means nothing.
 
-    Raises ValueError for an unknown name (with the near misses), a count below one, or a dtype that does not hold what
-    is observed (in a hundred random steps), TypeError for another object.
+    Raises ValueError for an unknown name (with the near misses), a count below one, a dtype that does not hold what is
+    observed (in a hundred random steps), or no `restart` where an environment has its own way to start anew; TypeError
+    for another object.
     """
     require_count("num_envs", num_envs)
     environment = create(env, **kwargs)
@@ -67,8 +70,14 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     types = _Types(environment, params)
     if observation_dtype is not None:
         types.observation = _observed_as(_dtype(observation_dtype), environment, params, types)
-    auto_reset = _own_auto_reset if type(environment).step is Environment.step else _gymnax_auto_reset
-    reset, step = auto_reset(environment, num_envs, types)
+    if type(environment).step is Environment.step:
+        reset, step = _own_auto_reset(environment, num_envs, types, restart)
+    elif restart:
+        reset, step = _gymnax_auto_reset(environment, num_envs, types)
+    else:
+        raise ValueError(
+            f"restart is False; {environment.name} starts its episodes anew in its own step: it takes True"
+        )
     spec = Spec(
         observation=_observation_space(environment.observation_space(environment.default_params), types),
         action=_action_space(environment.action_space(environment.default_params)),
@@ -184,7 +193,7 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> tuple[ResetFn, StepFn]:
+def _own_auto_reset(environment: Environment, num_envs: int, types: _Types, restart: bool) -> tuple[ResetFn, StepFn]:
     """Vectorise an environment whose episodes start anew the ordinary way.
 
     gymnax computes a reset at every step. Here it is computed only in steps in which some episode ended: starts keep
@@ -206,6 +215,8 @@ def _own_auto_reset(environment: Environment, num_envs: int, types: _Types) -> t
         keys = jax.random.split(jax.random.split(key)[0], num_envs)
         action = _possible(environment, action.astype(types.action), params)
         next_observation, state, reward, terminated, truncated = jax.vmap(one)(keys, state, action)
+        if not restart:
+            return next_observation, state, reward, terminated, truncated, next_observation
         ended = terminated | truncated
         # Split once more in there, and not beside the steps' keys: where no episode ends that is spared, too.
         again = jax.random.clone(key)

@@ -416,3 +416,17 @@ def test_actions_beyond_the_bounds_are_those_on_them_also_under_other_parameters
     wider = env.params.replace(**{field: jnp.float32(3.0 * limit)})
     chex.assert_trees_all_equal(after(5.0 * limit, wider), after(3.0 * limit, wider))
     assert (after(3.0 * limit, wider)[2] != after(limit, env.params)[2]).all()  # the reward
+
+
+def test_without_restart_an_episode_stays_where_it_ended():
+    env = envs.make("CliffWalking-purerl", 2, restart=False)
+    observation, state = env.reset(jax.random.key(0), env.params)
+    for action in [0, *[1] * 11, 2]:
+        observation, state, _, terminated, truncated, following = env.step(
+            jax.random.key(0), state, jnp.full(2, action), env.params
+        )
+    assert terminated.tolist() == [True, True]
+    assert not truncated.any()
+    assert observation.tolist() == following.tolist() == state.position.tolist() == [47, 47]
+    with pytest.raises(ValueError, match="restart is False; DeepSea-bsuite starts its episodes anew"):
+        envs.make("DeepSea-bsuite", 1, restart=False)
