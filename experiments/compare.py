@@ -45,6 +45,7 @@ class Settings:
     seeds: int = 5  # independent runs of each agent
     seed: int = 0  # what all keys are made of
     out: Path | None = None  # folder of all runs; runs/compare/<env>/<time> if not given
+    resume: Path | None = None  # folder of all runs to go on in
 
     def __post_init__(self) -> None:
         for name, least in {"total_steps": 1, "seeds": 1, "seed": 0}.items():
@@ -57,7 +58,7 @@ def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
     shared = {"env": settings.env, "total_steps": settings.total_steps, "seeds": settings.seeds, "seed": settings.seed}
     chosen = {}
     for name, script in SCRIPTS.items():
-        own = script.Settings(**shared, out=directory / name.lower())
+        own = script.Settings(**shared, out=directory / name.lower(), resume="auto" if settings.resume else None)
         try:
             script.phases(own, spec)
             chosen[name] = own
@@ -69,12 +70,15 @@ def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
 def main(settings: Settings) -> None:
     """Train every agent, save one picture of all, and print how well each did."""
     try:
-        directory = settings.out or results.default_directory("compare", settings.env)
+        directory = settings.resume or settings.out or results.default_directory("compare", settings.env)
         chosen = possible(settings, directory)
         directory = results.create(directory)
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error
-    runs = {name: SCRIPTS[name].main(own) for name, own in chosen.items()}
+    try:
+        runs = {name: SCRIPTS[name].main(own) for name, own in chosen.items()}
+    except cli.Stopped as stop:
+        raise cli.Stopped(str(stop), directory) from None
     picture(runs, directory / "compare.png", title=f"{settings.env}, {settings.seeds} seeds")
     print()
     for name, run in runs.items():

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl import archive, checkpoint, cli, driver, envs, plots, reports, results
+from purerl import archive, checkpoint, cli, driver, envs, export, plots, reports, results
 from purerl.base import Spec
 from purerl.metrics import Progress
 
@@ -54,6 +54,7 @@ def run(
             outcome = _drive(settings, plan, env, hypers, env_params, judge, progress, spreading, directory)
         _require_end(outcome, settings, directory)
         try:
+            _save_policy(directory, plan[-1].agent, outcome, env, hypers, env_params, agent)
             return _written(outcome, settings, directory, description, agent, hypers)
         except OSError as error:
             raise cli.Failed(f"the results could not be written: {error}") from error
@@ -105,6 +106,23 @@ def _require_end(outcome: driver.Outcome, settings: cli.Settings, directory: Pat
             f"{which} diverged, no longer finite after iteration {', '.join(map(str, iterations))}; "
             f"{last} {where} with --debug-nans names the operation"
         )
+
+
+def _save_policy(directory, agent, outcome, env, hypers, env_params, name) -> None:
+    runs = outcome.runs
+    try:
+        export.save_policy(
+            directory / export.POLICY,
+            agent,
+            runs.agent,
+            env,
+            hypers,
+            env_params=env_params,
+            runs=len(runs.iteration),
+            name=name,
+        )
+    except ValueError as error:  # an agent whose acting cannot be exported has learned all the same
+        print(f"no policy is saved: {error}")
 
 
 def _written(outcome, settings, directory, description, agent, hypers) -> results.Result:

@@ -113,6 +113,9 @@ def task(
     static: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Task:
     """Return what is to be trained. Raises ValueError or TypeError for what cannot be."""
+    for name, off in {"resume": None, "checkpoint_every": None, "debug_nans": False}.items():
+        if getattr(settings, name) != off:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it is for scripts that train one agent")
     env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
     judge = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
     env_params, numbers = cli.env_params_of(env, settings.env_params), hypers(settings)

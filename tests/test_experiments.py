@@ -14,7 +14,7 @@ from scripts import load
 from purerl import cli, results
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = {"settings.json", "metrics.npz", "summary.json", "learning_curve.png"}
+FILES = {"settings.json", "metrics.npz", "summary.json", "learning_curve.png", "policy.zip"}
 TABULAR = ["--total-steps", "400", "--num-envs", "2", "--eval-episodes", "3"]
 SMALL = ["--learning-starts", "40", "--capacity", "100", "--batch-size", "8", "--hidden", "8"]
 TINY = {
@@ -43,7 +43,7 @@ def left(request, tmp_path_factory):
     return request.param, out
 
 
-def test_a_run_leaves_its_four_files_and_nothing_else(left):
+def test_a_run_leaves_its_five_files_and_nothing_else(left):
     _, out = left
     assert {path.name for path in out.iterdir()} == FILES
     assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
