@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import chex
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ import probes
 import pytest
 from scripts import load
 
-from purerl import checkpoint, cli, driver, envs, interrupts, networks, normalize, results, runs, store
+from purerl import checkpoint, cli, driver, envs, export, interrupts, networks, normalize, results, runs, store
 from purerl.agents import ppo, q_learning
 from purerl.checkpoint import Checkpoints
 from purerl.driver import Phase
@@ -445,3 +447,93 @@ def test_three_kills_leave_what_no_kill_would_have_left(tmp_path):
     for name in found.keys() - {"seconds"}:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     assert (np.diff(found["seconds"]) > 0).all()
+
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+CHAINS = {
+    "dqn": [
+        "--total-steps",
+        "2000000",
+        "--log-every",
+        "10000",
+        "--eval-every",
+        "500000",
+        "--checkpoint-every",
+        "10000",
+    ],
+    "ppo": [
+        "--total-steps",
+        "6000000",
+        "--log-every",
+        "30000",
+        "--eval-every",
+        "2000000",
+        "--checkpoint-every",
+        "30000",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", CHAINS)
+def test_thirty_kills_of_an_experiment_leave_what_no_kill_would_have_left(name, tmp_path, slow_result):
+    """DQN with its replay, PPO with its normalisers."""
+    command = [sys.executable, EXPERIMENTS / f"{name}.py", *CHAINS[name], "--resume", "auto", "--out"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, whole], check=True, stdout=subprocess.DEVNULL)
+    begun = time.monotonic()
+    kills = killed([*command, out], out / runs.CHECKPOINTS, out / results.SUMMARY, 30, 0, 1.0)
+    expected, found = results.load_run(whole), results.load_run(out)
+    assert found.metrics.keys() == expected.metrics.keys()
+    for column in found.metrics.keys() - {"seconds"}:
+        np.testing.assert_array_equal(found.metrics[column], expected.metrics[column], err_msg=column)
+    one, other = (export.load_policy(folder) for folder in (whole, out))
+    chex.assert_trees_all_equal(one.arrays, other.arrays)
+    assert (np.diff(found.metrics["seconds"]) > 0).all()
+    assert found.summary["evaluation"] == expected.summary["evaluation"]
+    assert kills == 30
+    slow_result(
+        f"{kills} kills, every checkpoint whole, metrics and policy to the bit, {time.monotonic() - begun:.0f} s"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_memory_and_files_do_not_grow_in_twelve_minutes(tmp_path, slow_result):
+    flags = ["--total-steps", "4000000000", "--log-every", "200000", "--eval-every", "2000000"]
+    command = [
+        sys.executable,
+        EXPERIMENTS / "ppo.py",
+        *flags,
+        "--checkpoint-every",
+        "200000",
+        "--out",
+        tmp_path / "run",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not checkpoint.steps(tmp_path / "run" / runs.CHECKPOINTS):
+        assert process.poll() is None
+        time.sleep(0.1)
+    begun, seconds, resident, files = time.monotonic(), [], [], []
+    while time.monotonic() - begun < 12 * 60:
+        time.sleep(1.0)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        resident.append(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024)
+        files.append(len(list(Path(f"/proc/{process.pid}/fd").iterdir())))
+        seconds.append(time.monotonic() - begun)
+    process.terminate()
+    told = process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    assert "go on with" in told
+    saved = checkpoint.steps(tmp_path / "run" / runs.CHECKPOINTS)[-1] // 200_000
+    late = np.array(seconds) > 60
+    slope = np.polyfit(np.array(seconds)[late] / 60, np.array(resident)[late], 1)[0]
+    held, most, least = np.median(np.array(resident)[late]), max(np.array(files)[late]), min(np.array(files)[late])
+    slow_result(
+        f"{slope:+.2f} MiB/min of {held:.0f} MiB, {least} to {most} files open, {saved} checkpoints, "
+        f"{np.ptp(np.array(resident)[late]):.0f} MiB between least and most"
+    )
+    # Eleven minutes of it are less than what memory goes up and down by between two looks.
+    assert abs(slope) * 11 < 0.03 * held
+    assert np.median(np.array(files)[late][-60:]) == np.median(np.array(files)[late][:60])
