@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import probes
 import pytest
+from contract_cases import CASES
 from scripts import load
 
-from purerl import checkpoint, cli, driver, envs, export, interrupts, networks, normalize, results, runs, store
-from purerl.agents import ppo, q_learning
+from purerl import checkpoint, cli, driver, envs, export, interrupts, results, runs, store
+from purerl.agents import q_learning
 from purerl.checkpoint import Checkpoints
 from purerl.driver import Phase
 from purerl.metrics import Progress
@@ -226,15 +227,15 @@ def test_debugging_changes_nothing_where_all_is_well(learner, whole):
     assert_same(learner(debug_nans=True), whole)
 
 
-def test_ppo_makes_no_nan_on_the_way():
-    """No false alarm: nothing of what an agent masks is made of NaN."""
-    env = envs.make("Pendulum-v1", 2)
-    agent = ppo.ppo(
-        env.spec, networks.policy(env.spec, (4,)), networks.state_values(env.spec, (4,)), epochs=1, minibatches=2
-    )
-    agent = normalize.with_return_scaling(agent, env.spec)
-    plan = [Phase(agent, 32)]
-    driver.drive(driver.seed_keys(0, 1), plan, env, ppo.Hypers(), length=8, log_every=16, debug_nans=True)
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_agent_makes_a_nan_on_the_way(slow_result):
+    """No false alarm: nothing of what agents mask is made of NaN."""
+    for case in CASES:
+        env = envs.make(case.env, 3)
+        plan = [Phase(case.make(env.spec), 90)]
+        driver.drive(driver.seed_keys(0, 1), plan, env, case.hypers, length=2, log_every=90, debug_nans=True)
+    slow_result(f"no NaN in 15 iterations of {len(CASES)} agents")
 
 
 # --- by the command line --------------------------------------------------------------------------------------------
@@ -437,6 +438,7 @@ def killed(command, place, end, kills, seed, longest):
     return done
 
 
+@pytest.mark.timeout(400)
 def test_three_kills_leave_what_no_kill_would_have_left(tmp_path):
     command = [sys.executable, "-c", SCRIPT]
     whole, end = tmp_path / "whole.npz", tmp_path / "killed.npz"
@@ -450,28 +452,7 @@ def test_three_kills_leave_what_no_kill_would_have_left(tmp_path):
 
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-CHAINS = {
-    "dqn": [
-        "--total-steps",
-        "2000000",
-        "--log-every",
-        "10000",
-        "--eval-every",
-        "500000",
-        "--checkpoint-every",
-        "10000",
-    ],
-    "ppo": [
-        "--total-steps",
-        "6000000",
-        "--log-every",
-        "30000",
-        "--eval-every",
-        "2000000",
-        "--checkpoint-every",
-        "30000",
-    ],
-}
+CHAINS = {"dqn": (2_000_000, 10_000), "ppo": (6_000_000, 30_000)}  # steps, and those between checkpoints
 
 
 @pytest.mark.slow
@@ -479,7 +460,9 @@ CHAINS = {
 @pytest.mark.parametrize("name", CHAINS)
 def test_thirty_kills_of_an_experiment_leave_what_no_kill_would_have_left(name, tmp_path, slow_result):
     """DQN with its replay, PPO with its normalisers."""
-    command = [sys.executable, EXPERIMENTS / f"{name}.py", *CHAINS[name], "--resume", "auto", "--out"]
+    total, between = map(str, CHAINS[name])
+    flags = ["--total-steps", total, "--checkpoint-every", between, "--log-every", between, "--eval-every", "500000"]
+    command = [sys.executable, EXPERIMENTS / f"{name}.py", *flags, "--resume", "auto", "--out"]
     whole, out = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, whole], check=True, stdout=subprocess.DEVNULL)
     begun = time.monotonic()
