@@ -98,6 +98,14 @@ def require_probabilities(name: str, rows: Float[np.ndarray, "*batch K"]) -> Non
         raise ValueError(f"{name} takes probabilities, and one is {rows.min():g}")
 
 
+def require_policy(name: str, policy: Any) -> None:
+    """Raise a ValueError unless this is a policy, probabilities [S, A]; under a trace only the shape is looked at."""
+    if jnp.ndim(policy) != 2:
+        raise ValueError(f"{name} has the shape {jnp.shape(policy)}; it takes probabilities [S, A]")
+    if not isinstance(policy, Tracer):
+        require_probabilities(name, np.asarray(policy))
+
+
 def _require_ends(transition: Any, ended: np.ndarray, policy: Any) -> None:
     """Raise a ValueError unless a terminal state can be reached from everywhere: by the policy, or by any at all."""
     allowed = np.ones(1, bool) if policy is None else np.asarray(policy)[..., None] > 0
