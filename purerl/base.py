@@ -241,9 +241,14 @@ def require_function(name: str, value: Any, *, wanted: str) -> None:
         raise TypeError(f"{name} is {shown(value)}; it takes {wanted}")
 
 
+def is_count(count: Any, *, least: int = 1) -> bool:
+    """Whether this is a whole number, and no bool, of at least `least`."""
+    return isinstance(count, int | np.integer) and not isinstance(count, bool) and bool(count >= least)
+
+
 def require_count(name: str, count: Any, *, least: int = 1) -> None:
     """Raise a ValueError that names the argument unless `count` is a whole number of at least `least`."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+    if not is_count(count, least=least):
         raise ValueError(f"{name} is {count!r}; it takes a whole number of at least {least}")
 
 

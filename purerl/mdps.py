@@ -100,8 +100,8 @@ def require_probabilities(name: str, rows: Float[np.ndarray, "*batch K"]) -> Non
 
 def require_policy(name: str, policy: Any) -> None:
     """Raise a ValueError unless this is a policy, probabilities [S, A]; under a trace only the shape is looked at."""
-    if jnp.ndim(policy) != 2:
-        raise ValueError(f"{name} has the shape {jnp.shape(policy)}; it takes probabilities [S, A]")
+    if np.ndim(policy) != 2:
+        raise ValueError(f"{name} has the shape {np.shape(policy)}; it takes probabilities [S, A]")
     if not isinstance(policy, Tracer):
         require_probabilities(name, np.asarray(policy))
 

@@ -6,7 +6,7 @@ import importlib
 
 from bad_inputs.rows import Row
 
-AREAS = ("agents",)
+AREAS = ("agents", "parts")
 
 ROWS: dict[str, tuple[Row, ...]] = {}
 FEW: dict[str, str] = {}
