@@ -263,9 +263,11 @@ def require_number(name: str, number: Any, *, least: float = -np.inf, most: floa
         return
     bounds = f" of at least {least:g}" if most == np.inf else f" from {least:g} to {most:g}"
     wanted = "a finite number" if least == -np.inf and most == np.inf else f"a number{bounds}"
-    array = np.asarray(number)
-    if array.dtype.kind not in "iuf" or array.shape != () or not (np.isfinite(array) and least <= array <= most):
+    known = isinstance(number, int | float | np.generic | np.ndarray | jax.Array) and not isinstance(number, bool)
+    if not known or np.shape(number) != () or np.asarray(number).dtype.kind not in "iuf":
         raise ValueError(f"{name} is {shown(number)}; it takes {wanted}")
+    if not (np.isfinite(number) and least <= number <= most):
+        raise ValueError(f"{name} is {np.asarray(number).item()}; it takes {wanted}")
 
 
 def require_key(name: str, key: Any) -> None:
@@ -327,6 +329,13 @@ def require_hypers(hypers: Any, kind: type, *, agent: str) -> None:
     if lacking:
         own, others = (f"{of.__module__}.{of.__qualname__}" for of in (kind, type(hypers)))
         raise TypeError(f"hypers is of type {others}, without {', '.join(lacking)}; {agent} takes {own}")
+
+
+def require_state(agent: Agent, state: PyTree, hypers: Any) -> None:
+    """Raise a ValueError unless `state` has the parts of a state of this agent; a whole run, for one, has others."""
+    own = jax.eval_shape(agent.init, jax.eval_shape(lambda: jax.random.key(0)), hypers)
+    if jax.tree.structure(own) != jax.tree.structure(state):
+        raise ValueError(f"state is {shown(state)}; this agent takes {type(own).__name__}, such as run.agent")
 
 
 def require_values(name: str, network: Any, inputs: PyTree, shape: tuple[int, ...], *, agent: str) -> None:

@@ -63,6 +63,7 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     """
     require_count("num_envs", num_envs)
     environment = create(env, **kwargs)
+    action = _action_space(environment.action_space(environment.default_params))
     params = jax.tree.map(_as_array, environment.default_params)
     types = _Types(environment, params)
     if observation_dtype is not None:
@@ -71,7 +72,7 @@ def make(env: str | Environment, num_envs: int, *, observation_dtype: Any = None
     reset, step = auto_reset(environment, num_envs, types)
     spec = Spec(
         observation=_observation_space(environment.observation_space(environment.default_params), types),
-        action=_action_space(environment.action_space(environment.default_params)),
+        action=action,
         num_envs=int(num_envs),
     )
     return Env(

@@ -99,11 +99,17 @@ ROWS: dict[str, tuple[Row, ...]] = {
         row("text", lambda: base.cast_hypers(tables.Hypers(discount="0.9")), TypeError, "Hypers.discount is '0.9'"),
         row("a list", lambda: base.cast_hypers(tables.Hypers(discount=[0.9, 1])), ValueError, ".discount has shape"),
         row("no number", lambda: base.cast_hypers(tables.Hypers(discount=None)), TypeError, ".discount is None"),
-        row("a ragged list", lambda: base.cast_hypers(tables.Hypers(discount=[[1], [1, 2]])), TypeError, ".discount is"),
-        row("an array", lambda: base.cast_hypers(tables.Hypers(discount=jnp.ones(3))), ValueError, "shape (3,)", "vmap"),
+        row(
+            "a ragged list", lambda: base.cast_hypers(tables.Hypers(discount=[[1], [1, 2]])), TypeError, ".discount is"
+        ),
+        row(
+            "an array", lambda: base.cast_hypers(tables.Hypers(discount=jnp.ones(3))), ValueError, "shape (3,)", "vmap"
+        ),
         row("a complex number", lambda: base.cast_hypers(tables.Hypers(discount=1j)), TypeError, "Hypers.discount is"),
         row("NaN", lambda: base.cast_hypers(tables.Hypers(discount=float("nan"))), ValueError, ".discount is nan"),
-        row("NaN of jax", lambda: base.cast_hypers(tables.Hypers(discount=jnp.nan * 1)), ValueError, ".discount is nan"),
+        row(
+            "NaN of jax", lambda: base.cast_hypers(tables.Hypers(discount=jnp.nan * 1)), ValueError, ".discount is nan"
+        ),
     ),
     "exploration.epsilon_greedy": (
         *spec_of("epsilon_greedy", exploration.epsilon_greedy),
@@ -209,7 +215,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
         row("actions that are arrays", lambda: prediction.uniform(PENDULUM), ValueError, "a discrete action"),
     ),
     "prediction.of_table": (
-        row("rows that sum to 3", lambda: prediction.of_table(np.ones((4, 3))), ValueError, "policy takes rows", "to 3"),
+        row(
+            "rows that sum to 3", lambda: prediction.of_table(np.ones((4, 3))), ValueError, "policy takes rows", "to 3"
+        ),
         row("rows of one", lambda: prediction.of_table(np.full(3, 1 / 3)), ValueError, "policy has the shape (3,)"),
         row(
             "less than nothing",

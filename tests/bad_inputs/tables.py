@@ -6,7 +6,7 @@ import importlib
 
 from bad_inputs.rows import Row
 
-AREAS = ("agents", "parts")
+AREAS = ("agents", "environments", "parts")
 
 ROWS: dict[str, tuple[Row, ...]] = {}
 FEW: dict[str, str] = {}
@@ -61,6 +61,8 @@ EXEMPT = {
     "base.require_env": "a check itself",
     "base.require_agent": "a check itself",
     "base.require_hypers": "a check itself",
+    "base.require_state": "a check itself",
+    "base.is_count": "a part of the checks",
     "base.require_values": "a check itself",
     "base.output_of": "a check itself",
     "base.no_observe": "a part of an agent, called by the loop",
@@ -80,6 +82,7 @@ EXEMPT = {
     "normalize.no_moments": "runs inside the trace, called by the wrappers",
     "normalize.merge": "runs inside the trace, on arrays alone",
     "normalize.normalized": "runs inside the trace, on arrays alone",
+    "mdps.require_policy": "a check itself, of prediction.of_table",
     "prediction.start": "runs inside the trace, called by agents",
     "prediction.value": "runs inside the trace, on arrays alone",
     "prediction.move": "runs inside the trace, on arrays alone",
