@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import (
     Any,
     NamedTuple,
@@ -307,6 +309,21 @@ def require_num_envs(rollout: Rollout, num_envs: int, *, what: str) -> None:
             f"{what} was made for {num_envs} environments (spec.num_envs) and is handed a rollout of "
             f"{rollout.steps.reward.shape[1]}"
         )
+
+
+def path_of(name: str, value: Any) -> Path:
+    """Return the path that text or a Path names; a TypeError that names the argument for anything else."""
+    require_kind(name, value, str | os.PathLike, wanted="a path, as text or a Path")
+    return Path(value)
+
+
+def make_folder(path: Path, *, name: str) -> None:
+    """Make a folder and those above it; an OSError that names the argument where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{name} is {path}, which cannot be made: {error.strerror}; it takes a folder that can be written"
+        raise type(error)(reason) from error
 
 
 def require_env(name: str, env: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from purerl.base import Agent, Rollout, Transition, pytree_dataclass, require_env, shown, where
@@ -104,7 +105,11 @@ def unroll(
     fresh = agent.start(env.spec.num_envs)
 
     def step(episodes: Episodes, keys: StepKeys) -> tuple[Episodes, tuple[Transition, Totals]]:
-        action, memory = agent.act(keys.act, state, episodes.memory, episodes.observation, hypers, greedy=greedy)
+        try:
+            action, memory = agent.act(keys.act, state, episodes.memory, episodes.observation, hypers, greedy=greedy)
+        except (TypeError, ValueError, FlaxError) as error:  # of an agent for other observations, or its networks
+            reason = f"agent cannot act on what {env.name} shows, {env.spec.observation}"
+            raise ValueError(f"{reason}; it takes one made for env.spec ({error})") from error
         _require_actions(action, env)
         observation, env_state, reward, terminated, truncated, next_observation = env.step(
             keys.env, episodes.env_state, action, env_params

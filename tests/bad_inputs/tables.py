@@ -6,7 +6,7 @@ import importlib
 
 from bad_inputs.rows import Row
 
-AREAS = ("agents", "environments", "parts")
+AREAS = ("agents", "environments", "host", "parts", "running", "searches")
 
 ROWS: dict[str, tuple[Row, ...]] = {}
 FEW: dict[str, str] = {}
@@ -35,7 +35,6 @@ EXEMPT = {
     "tune_cli": "flags, which have tests of their own",
     "losses": "runs inside the trace, on arrays alone",
     "returns": "runs inside the trace, on arrays alone",
-    "distributions": "runs inside the trace, on arrays alone",
     "optimizers": "runs inside the trace, on arrays alone",
     "tables": "what agents that learn a table share, called by them",
     "whole_episodes": "what agents that learn from whole episodes share, called by them",
@@ -43,6 +42,7 @@ EXEMPT = {
     "workers": "machinery of tune, which checks what it hands on",
     "reports": "speaks of what driver.drive returned",
     "sweep_reports": "speaks of what sweep.run returned",
+    "sweep.diverged": "speaks of what runs left, called by run",
     "base.pytree_dataclass": "a decorator of classes",
     "base.zeros": "runs inside the trace",
     "base.where": "runs inside the trace",
@@ -65,6 +65,8 @@ EXEMPT = {
     "base.is_count": "a part of the checks",
     "base.require_values": "a check itself",
     "base.output_of": "a check itself",
+    "base.path_of": "a check itself",
+    "base.make_folder": "a check itself",
     "base.no_observe": "a part of an agent, called by the loop",
     "base.no_memory": "a part of an agent, called by the loop",
     "exploration.greedy_policy": "runs inside the trace, on arrays alone",
