@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from pathlib import Path
 from typing import (
@@ -19,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 T = TypeVar("T")
@@ -227,7 +229,11 @@ def from_linen(module: nn.Module) -> Network:
 
 def shown(value: Any) -> str:
     """Return a value as a message shows it: its repr, or what it is if that is long."""
-    text = repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = f"the function {value.__name__}" if inspect.isfunction(value) else repr(value)
+    if " at 0x" in text:
+        return f"of type {type(value).__name__}"
     return text if len(text) <= 80 and "\n" not in text else f"of type {type(value).__name__}"
 
 
@@ -261,15 +267,16 @@ def require_flag(name: str, flag: Any) -> None:
 
 def require_number(name: str, number: Any, *, least: float = -np.inf, most: float = np.inf) -> None:
     """Raise a ValueError that names the argument unless it is a finite number within the bounds; a tracer passes."""
-    if isinstance(number, jax.core.Tracer):
+    if isinstance(number, Tracer):
         return
     bounds = f" of at least {least:g}" if most == np.inf else f" from {least:g} to {most:g}"
     wanted = "a finite number" if least == -np.inf and most == np.inf else f"a number{bounds}"
     known = isinstance(number, int | float | np.generic | np.ndarray | jax.Array) and not isinstance(number, bool)
     if not known or np.shape(number) != () or np.asarray(number).dtype.kind not in "iuf":
         raise ValueError(f"{name} is {shown(number)}; it takes {wanted}")
-    if not (np.isfinite(number) and least <= number <= most):
-        raise ValueError(f"{name} is {np.asarray(number).item()}; it takes {wanted}")
+    value = np.asarray(number).item()
+    if not (np.isfinite(value) and least <= value <= most):
+        raise ValueError(f"{name} is {value}; it takes {wanted}")
 
 
 def require_key(name: str, key: Any) -> None:
@@ -344,8 +351,10 @@ def require_hypers(hypers: Any, kind: type, *, agent: str) -> None:
     """Raise a TypeError that names what is missing unless `hypers` has the fields of `kind`, the Hypers of `agent`."""
     lacking = [field.name for field in dataclasses.fields(kind) if not hasattr(hypers, field.name)]
     if lacking:
-        own, others = (f"{of.__module__}.{of.__qualname__}" for of in (kind, type(hypers)))
-        raise TypeError(f"hypers is of type {others}, without {', '.join(lacking)}; {agent} takes {own}")
+        own, other = (f"{of.__module__}.{of.__qualname__}" for of in (kind, type(hypers)))
+        got = f"of type {other}" if dataclasses.is_dataclass(hypers) else shown(hypers)
+        names = ", ".join(lacking if len(lacking) < 4 else [*lacking[:3], f"{len(lacking) - 3} more"])
+        raise TypeError(f"hypers is {got}, without {names}; {agent} takes {own}")
 
 
 def require_state(agent: Agent, state: PyTree, hypers: Any) -> None:
@@ -406,7 +415,7 @@ def cast_hypers(hypers: T) -> T:
             raise ValueError(
                 f"{name} has shape {array.shape}; it takes a number. To try many at once, vmap over hypers"
             )
-        if not isinstance(array, jax.core.Tracer) and np.isnan(np.asarray(array, np.float32)):
+        if not isinstance(array, Tracer) and np.isnan(np.asarray(array, np.float32)):
             raise ValueError(f"{name} is nan; it takes a number")
         return jnp.asarray(array, jnp.float32)
 

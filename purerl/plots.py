@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from purerl import scores
-from purerl.base import is_count, make_folder, path_of, require_function, require_kind, require_number, shown
+from purerl.base import is_count, make_folder, path_of, require_kind, require_number, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,7 +206,8 @@ def heat_map(axes: Axes, labels: Mapping[str, ArrayLike], values: ArrayLike) -> 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Saves a figure as a PNG and returns its path; folders are made."""
     target = path_of("path", path)
-    require_function("figure.savefig", getattr(figure, "savefig", None), wanted="that of a figure of matplotlib")
+    if not hasattr(figure, "savefig"):
+        raise TypeError(f"figure is {shown(figure)}; it takes a figure of matplotlib, as new_figure returns")
     if target.is_dir():
         raise IsADirectoryError(f"path is {target}, which is a folder; it takes the path of a picture")
     make_folder(target.parent, name="path")
@@ -337,9 +338,8 @@ def _mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _require_axes(axes: Any) -> None:
-    require_function(
-        "axes.plot", getattr(axes, "plot", None), wanted="that of matplotlib's axes, as figure.add_subplot()"
-    )
+    if not hasattr(axes, "plot"):
+        raise TypeError(f"axes is {shown(axes)}; it takes matplotlib's axes, as figure.add_subplot() returns")
 
 
 def _numbers(name: str, values: ArrayLike) -> np.ndarray:

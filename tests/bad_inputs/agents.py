@@ -274,7 +274,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
                 ValueError,
                 "ucb, which counts visits, needs a discrete observation",
             ),
-            *hypers_of("dqn", deep, ppo.Hypers, "target_period"),
+            *hypers_of("dqn", deep, ppo.Hypers, "without"),
         ),
         "a2c": (*gradients("a2c", a2c.a2c), *shared_torso(a2c.a2c)),
         "ppo": (
@@ -327,7 +327,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
                 "actor returns a Categorical of 5",
             ),
             row("action values for an actor", lambda: taught(actor_network=values()), TypeError, "actor returns is"),
-            *hypers_of("q_actor_critic", taught, ppo.Hypers, "critic_speed"),
+            *hypers_of("q_actor_critic", taught, ppo.Hypers, "without"),
         ),
     }.items()
 }

@@ -251,7 +251,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             lambda: replayed().init(key(), ppo.Hypers()),
             TypeError,
             "hypers is",
-            "target_period",
+            "exploration_start",
         ),
         row(
             "hypers of a bandit",
