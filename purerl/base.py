@@ -232,9 +232,8 @@ def shown(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     text = f"the function {value.__name__}" if inspect.isfunction(value) else repr(value)
-    if " at 0x" in text:
-        return f"of type {type(value).__name__}"
-    return text if len(text) <= 80 and "\n" not in text else f"of type {type(value).__name__}"
+    told = len(text) <= 80 and "\n" not in text and " at 0x" not in text  # an address tells nothing
+    return text if told else f"of type {type(value).__name__}"
 
 
 def require_kind(name: str, value: Any, kind: Any, *, wanted: str) -> None:
@@ -281,19 +280,22 @@ def require_number(name: str, number: Any, *, least: float = -np.inf, most: floa
 
 def require_key(name: str, key: Any) -> None:
     """Raise a TypeError for what is no typed key, such as one of the old kind, and a ValueError for several of them."""
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"{name} is {shown(key)}; it takes a typed key: jax.random.key(seed)")
+    _require_typed(name, key, wanted="a typed key: jax.random.key(seed)")
     if key.ndim:
         raise ValueError(f"{name} has the shape {key.shape}; it takes one key. To use many, vmap over them")
 
 
 def require_keys(name: str, keys: Any) -> None:
     """Raise a TypeError for what are no typed keys, and a ValueError unless they are [S], at least one."""
-    if not (hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"{name} is {shown(keys)}; it takes typed keys: jax.random.split(jax.random.key(seed), seeds)")
+    _require_typed(name, keys, wanted="typed keys: jax.random.split(jax.random.key(seed), seeds)")
     if keys.ndim != 1:
         raise ValueError(f"{name} has the shape {keys.shape}; it takes keys [seeds]: jax.random.split(key, seeds)")
     require_count(f"the number of {name}", len(keys))
+
+
+def _require_typed(name: str, keys: Any, *, wanted: str) -> None:
+    if not (hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"{name} is {shown(keys)}; it takes {wanted}")
 
 
 def require_spec(spec: Any, *, agent: str) -> None:

@@ -71,7 +71,7 @@ def curves(
     _require_axes(axes)
     require_kind("drawn", drawn, Mapping, wanted="a dict: name -> (x, mean, low, high)")
     for name, parts in drawn.items():
-        shapes = [np.shape(part) for part in parts]
+        shapes = [np.shape(np.atleast_1d(part)) for part in parts]
         if len(shapes) != 4 or len(set(shapes)) > 1 or len(shapes[0]) != 1:
             raise ValueError(f"drawn has {name} of shapes {shapes}; it takes x, mean, low and high, each [points]")
     for (name, (x, mean, low, high)), color in zip(drawn.items(), itertools.cycle(COLORS)):

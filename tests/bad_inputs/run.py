@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bad_inputs.rows import folder
 from bad_inputs.tables import ROWS
 
 
@@ -40,6 +42,7 @@ def outcome(call: Callable[[], Any]) -> dict[str, Any] | None:
 def main(file: str, *entries: str) -> None:
     found = {entry: {row.label: outcome(row.call) for row in ROWS[entry]} for entry in entries or ROWS}
     Path(file).write_text(json.dumps(found, indent=1))
+    shutil.rmtree(folder(), ignore_errors=True)
 
 
 if __name__ == "__main__":
