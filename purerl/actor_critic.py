@@ -18,11 +18,11 @@ from purerl.base import (
     Transition,
     output_of,
     pytree_dataclass,
-    require_kind,
     require_spec,
     require_values,
     zeros,
 )
+from purerl.checks import require_kind
 from purerl.distributions import Categorical, Distribution
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from purerl import results
-from purerl.base import path_of, require_count, require_kind
+from purerl.checks import path_of, require_count, require_kind
 
 _TABLE = """
 create table if not exists runs (

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import os
-from pathlib import Path
 from typing import (
     Any,
     NamedTuple,
@@ -22,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from purerl.checks import require_count, require_kind, require_number, shown
 
 T = TypeVar("T")
 
@@ -224,58 +223,13 @@ def from_linen(module: nn.Module) -> Network:
     return Network(init=init, apply=module.apply)
 
 
-# --- what is given is what is taken: raised once, where a script builds or starts something -------------------------
+# --- checks of what agents are made of and started with, beside those of checks.py -----------------------------------
 
 
-def shown(value: Any) -> str:
-    """Return a value as a message shows it: its repr, or what it is if that is long."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    text = f"the function {value.__name__}" if inspect.isfunction(value) else repr(value)
-    told = len(text) <= 80 and "\n" not in text and " at 0x" not in text  # an address tells nothing
-    return text if told else f"of type {type(value).__name__}"
-
-
-def require_kind(name: str, value: Any, kind: Any, *, wanted: str) -> None:
-    """Raise a TypeError that names the argument and what is `wanted` unless `value` is of the type `kind`."""
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is {shown(value)}; it takes {wanted}")
-
-
-def require_function(name: str, value: Any, *, wanted: str) -> None:
-    """Raise a TypeError that names the argument and what is `wanted` unless `value` can be called."""
-    if not callable(value):
-        raise TypeError(f"{name} is {shown(value)}; it takes {wanted}")
-
-
-def is_count(count: Any, *, least: int = 1) -> bool:
-    """Whether this is a whole number, and no bool, of at least `least`."""
-    return isinstance(count, int | np.integer) and not isinstance(count, bool) and bool(count >= least)
-
-
-def require_count(name: str, count: Any, *, least: int = 1) -> None:
-    """Raise a ValueError that names the argument unless `count` is a whole number of at least `least`."""
-    if not is_count(count, least=least):
-        raise ValueError(f"{name} is {count!r}; it takes a whole number of at least {least}")
-
-
-def require_flag(name: str, flag: Any) -> None:
-    """Raise a TypeError that names the argument unless it is True or False: any text is true, "no" as well."""
-    require_kind(name, flag, bool | np.bool_, wanted="True or False")
-
-
-def require_number(name: str, number: Any, *, least: float = -np.inf, most: float = np.inf) -> None:
-    """Raise a ValueError that names the argument unless it is a finite number within the bounds; a tracer passes."""
-    if isinstance(number, Tracer):
-        return
-    bounds = f" of at least {least:g}" if most == np.inf else f" from {least:g} to {most:g}"
-    wanted = "a finite number" if least == -np.inf and most == np.inf else f"a number{bounds}"
-    known = isinstance(number, int | float | np.generic | np.ndarray | jax.Array) and not isinstance(number, bool)
-    if not known or np.shape(number) != () or np.asarray(number).dtype.kind not in "iuf":
-        raise ValueError(f"{name} is {shown(number)}; it takes {wanted}")
-    value = np.asarray(number).item()
-    if not (np.isfinite(value) and least <= value <= most):
-        raise ValueError(f"{name} is {value}; it takes {wanted}")
+def require_number_or_tracer(name: str, number: Any, *, least: float = -np.inf, most: float = np.inf) -> None:
+    """Raise a ValueError that names the argument unless it is a number within the bounds, or one that is traced."""
+    if not isinstance(number, Tracer):
+        require_number(name, number, least=least, most=most)
 
 
 def require_key(name: str, key: Any) -> None:
@@ -318,21 +272,6 @@ def require_num_envs(rollout: Rollout, num_envs: int, *, what: str) -> None:
             f"{what} was made for {num_envs} environments (spec.num_envs) and is handed a rollout of "
             f"{rollout.steps.reward.shape[1]}"
         )
-
-
-def path_of(name: str, value: Any) -> Path:
-    """Return the path that text or a Path names; a TypeError that names the argument for anything else."""
-    require_kind(name, value, str | os.PathLike, wanted="a path, as text or a Path")
-    return Path(value)
-
-
-def make_folder(path: Path, *, name: str) -> None:
-    """Make a folder and those above it; an OSError that names the argument where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"{name} is {path}, which cannot be made: {error.strerror}; it takes a folder that can be written"
-        raise type(error)(reason) from error
 
 
 def require_env(name: str, env: Any) -> None:

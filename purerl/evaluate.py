@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from purerl import rollout
-from purerl.base import Agent, cast_hypers, pytree_dataclass, require_agent, require_count, require_key, require_state
+from purerl.base import Agent, cast_hypers, pytree_dataclass, require_agent, require_key, require_state
+from purerl.checks import require_count
 
 
 @pytree_dataclass

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from purerl import base
-from purerl.base import Rollout, Spec, require_discrete, require_function, require_kind, require_spec
+from purerl.base import Rollout, Spec, require_discrete, require_spec
+from purerl.checks import require_function, require_kind
 
 Number = Float[Array, ""] | float
 

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from purerl.base import Box, Discrete, Spec, require_count, require_spec, shown
+from purerl.base import Box, Discrete, Spec, require_spec
+from purerl.checks import require_count, shown
 
 
 @runtime_checkable

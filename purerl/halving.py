@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from purerl import spread as spreading
 from purerl import training
-from purerl.base import is_count, require_count, require_keys, require_kind, shown
+from purerl.base import require_keys
+from purerl.checks import is_count, require_count, require_kind, shown
 from purerl.points import Batch
 from purerl.spread import Spread
 from purerl.training import Learner

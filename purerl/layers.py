@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from purerl.base import Discrete, require_count, require_number
+from purerl.base import Discrete
+from purerl.checks import require_count, require_number
 
 
 def encode(space: PyTree, observation: PyTree) -> Float[Array, "*batch features"]:

@@ -18,7 +18,8 @@ import scipy.sparse
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from purerl.base import pytree_dataclass, require_number
+from purerl.base import pytree_dataclass
+from purerl.checks import require_number
 
 
 @pytree_dataclass

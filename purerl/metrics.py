@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsInt
 
-from purerl.base import is_count, require_flag, require_function, require_kind
+from purerl.checks import is_count, require_flag, require_function, require_kind
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,19 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from purerl.base import (
-    Box,
-    Discrete,
-    Network,
-    Spec,
-    from_linen,
-    is_count,
-    require_discrete,
-    require_flag,
-    require_function,
-    require_kind,
-    require_spec,
-)
+from purerl.base import Box, Discrete, Network, Spec, from_linen, require_discrete, require_spec
+from purerl.checks import is_count, require_flag, require_function, require_kind
 from purerl.distributions import Categorical, Gaussian, SquashedGaussian
 from purerl.layers import MLP, Torso, orthogonal
 

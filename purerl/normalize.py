@@ -15,17 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from purerl.base import (
-    Agent,
-    Box,
-    Rollout,
-    Spec,
-    pytree_dataclass,
-    require_agent,
-    require_num_envs,
-    require_spec,
-    shown,
-)
+from purerl.base import Agent, Box, Rollout, Spec, pytree_dataclass, require_agent, require_num_envs, require_spec
+from purerl.checks import shown
 
 _LARGEST = 10.0  # deviations from the mean that an observation may show: one that was never seen must not blow up
 _MOST = 2**30  # samples after which new ones no longer count less

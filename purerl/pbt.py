@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from purerl import spread as spreading
 from purerl import training
-from purerl.base import pytree_dataclass, require_count, require_key, require_kind, require_number
+from purerl.base import pytree_dataclass, require_key
+from purerl.checks import require_count, require_kind, require_number
 from purerl.points import Batch, Distribution, LogUniform, Uniform, log_uniform, uniform
 from purerl.spread import Spread
 from purerl.training import Learner

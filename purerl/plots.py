@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from purerl import scores
-from purerl.base import is_count, make_folder, path_of, require_kind, require_number, shown
+from purerl.checks import is_count, make_folder, path_of, require_kind, require_number, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from purerl.base import require_count, require_key, require_kind, shown
+from purerl.base import require_key
+from purerl.checks import require_count, require_kind, shown
 
 Number = float | int
 

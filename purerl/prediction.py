@@ -13,16 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from purerl import exploration
-from purerl.base import (
-    ActFn,
-    Spec,
-    pytree_dataclass,
-    require_discrete,
-    require_function,
-    require_kind,
-    require_spec,
-    zeros,
-)
+from purerl.base import ActFn, Spec, pytree_dataclass, require_discrete, require_spec, zeros
+from purerl.checks import require_function, require_kind
 from purerl.features import Features
 from purerl.mdps import require_policy
 

@@ -19,12 +19,11 @@ from purerl.base import (
     Transition,
     pytree_dataclass,
     require_agent,
-    require_count,
-    require_kind,
     require_num_envs,
     require_spec,
     zeros,
 )
+from purerl.checks import require_count, require_kind
 
 
 class Replay(NamedTuple):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purerl.base import make_folder, path_of, require_kind
+from purerl.checks import make_folder, path_of, require_kind
 
 if TYPE_CHECKING:
     import pandas

@@ -10,7 +10,8 @@ import numpy as np
 from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from purerl.base import Agent, Rollout, Transition, pytree_dataclass, require_env, shown, where
+from purerl.base import Agent, Rollout, Transition, pytree_dataclass, require_env, where
+from purerl.checks import shown
 
 
 @pytree_dataclass

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from purerl.base import is_count, require_count, require_function
+from purerl.checks import is_count, require_count, require_function
 
 
 @overload

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from purerl import spread as spreading
 from purerl.archive import Archive
-from purerl.base import require_count, require_function, require_keys, require_kind
+from purerl.base import require_keys
+from purerl.checks import require_count, require_function, require_kind
 from purerl.points import Batch, choice, grid, listed, log_uniform, product, sample, uniform
 from purerl.spread import Spread
 

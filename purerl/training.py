@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from purerl import evaluate, loop
-from purerl.base import Agent, pytree_dataclass, require_agent, require_count, require_env, require_kind, shown
+from purerl.base import Agent, pytree_dataclass, require_agent, require_env
+from purerl.checks import require_count, require_kind, shown
 from purerl.loop import Phase
 from purerl.sweep import Train
 

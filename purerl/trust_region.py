@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from purerl.base import pytree_dataclass, require_count, require_function, require_number
+from purerl.base import pytree_dataclass, require_number_or_tracer
+from purerl.checks import require_count, require_function
 
 Number = Float[Array, ""] | float
 Scalar = Callable[[PyTree], Float[Array, ""]]
@@ -38,7 +39,7 @@ def fisher_vector_product(mean_kl: Scalar, params: PyTree, vector: PyTree, *, da
     """
     require_function("mean_kl", mean_kl, wanted="a function of the parameters")
     _require_alike("vector", vector, params)
-    require_number("damping", damping, least=0.0)
+    require_number_or_tracer("damping", damping, least=0.0)
     return _add(jax.jvp(jax.grad(mean_kl), (params,), (vector,))[1], damping, vector)
 
 
@@ -69,7 +70,7 @@ def conjugate_gradient(product: Linear, target: PyTree, *, iterations: int, tole
     """
     require_function("product", product, wanted="a function x -> A x")
     require_count("iterations", iterations)
-    require_number("tolerance", tolerance, least=0.0)
+    require_number_or_tracer("tolerance", tolerance, least=0.0)
 
     def unfinished(carry: tuple[Array, PyTree, PyTree, PyTree, Array]) -> Array:
         step, _, _, _, squared = carry
@@ -103,7 +104,7 @@ def line_search(
     _require_alike("step", step, params)
     require_function("acceptable", acceptable, wanted="a function of the parameters")
     require_count("max_backtracks", max_backtracks)
-    require_number("backtrack_coefficient", backtrack_coefficient, least=0.0, most=1.0)
+    require_number_or_tracer("backtrack_coefficient", backtrack_coefficient, least=0.0, most=1.0)
 
     def unfinished(carry: tuple[Array, PyTree, Array]) -> Array:
         tried, _, found = carry
@@ -148,7 +149,7 @@ def natural_step(
     for name, count in {"cg_iterations": cg_iterations, "max_backtracks": max_backtracks}.items():
         require_count(name, count)
     for name, number in {"delta": delta, "damping": damping, "cg_tolerance": cg_tolerance}.items():
-        require_number(name, number, least=0.0)
+        require_number_or_tracer(name, number, least=0.0)
     acceptance_kl = mean_kl if acceptance_kl is None else acceptance_kl
     before, gradient = jax.value_and_grad(surrogate)(params)
 

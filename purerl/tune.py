@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from purerl import archive, points, results, scores, sweep
 from purerl import spread as spreading
-from purerl.base import make_folder, require_count, require_function, require_keys, require_kind, require_number, shown
+from purerl.base import require_keys
+from purerl.checks import make_folder, require_count, require_function, require_kind, require_number, shown
 from purerl.spread import Spread
 from purerl.sweep import Train
 from purerl.workers import OWNER, Owner, SignsOfLife, Watch

@@ -17,16 +17,14 @@ from purerl.base import (
     Spec,
     no_memory,
     pytree_dataclass,
-    require_count,
     require_discrete,
-    require_flag,
-    require_function,
     require_hypers,
     require_spec,
     require_values,
     select,
     zeros,
 )
+from purerl.checks import require_count, require_flag, require_function
 from purerl.exploration import Explore
 
 

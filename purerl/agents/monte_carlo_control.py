@@ -8,16 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, tables, whole_episodes
-from purerl.base import (
-    Agent,
-    Spec,
-    no_memory,
-    pytree_dataclass,
-    require_count,
-    require_flag,
-    require_hypers,
-    require_num_envs,
-)
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count, require_flag
 from purerl.exploration import Explore
 
 

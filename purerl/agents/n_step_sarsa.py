@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, returns, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count, require_hypers, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import losses, prediction, returns, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count, require_hypers, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count
 from purerl.features import Features
 from purerl.prediction import Policy
 

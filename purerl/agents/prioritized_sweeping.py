@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count, require_hypers
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
+from purerl.checks import require_count
 from purerl.exploration import Explore
 
 

@@ -9,17 +9,8 @@ import jax.numpy as jnp
 
 from purerl import actor_critic, losses, optimizers, whole_episodes
 from purerl.actor_critic import ActorCritic, Params
-from purerl.base import (
-    Agent,
-    Network,
-    Spec,
-    no_memory,
-    pytree_dataclass,
-    require_count,
-    require_flag,
-    require_hypers,
-    require_num_envs,
-)
+from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count, require_flag
 
 
 @pytree_dataclass

@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_flag, require_hypers, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_flag
 from purerl.exploration import Explore
 
 

@@ -18,7 +18,7 @@ from gymnax.environments.misc.frozen_lake import EnvState as LakeState
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from purerl import exploration
-from purerl.base import require_count, require_kind
+from purerl.checks import require_count, require_kind
 from purerl.envs.vectorised import create
 from purerl.mdps import MDP, Successors, Transitions, require_mdp, require_probabilities
 

@@ -18,7 +18,7 @@ from gymnax.environments import environment
 from gymnax.environments.misc.frozen_lake import FrozenLake
 from jaxtyping import Array, Bool, Float, Int
 
-from purerl.base import require_flag, require_kind
+from purerl.checks import require_flag, require_kind
 from purerl.envs.finite import EnvState, FiniteEnvironment, Outcomes, certain
 
 UP, RIGHT, DOWN, LEFT = range(4)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from purerl.base import require_count
+from purerl.checks import require_count
 
 A, B, END = range(3)
 RIGHT, LEFT = range(2)

@@ -13,7 +13,8 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from purerl.base import Box, Discrete, Spec, require_count, where
+from purerl.base import Box, Discrete, Spec, where
+from purerl.checks import require_count
 
 
 @runtime_checkable
