@@ -69,7 +69,7 @@ def conjugate_gradient(product: Linear, target: PyTree, *, iterations: int, tole
     From x = 0, at most `iterations` steps, and none after r'r < `tolerance`, r = b - A x being what is left.
     """
     require_function("product", product, wanted="a function x -> A x")
-    require_count("iterations", iterations)
+    require_count("iterations", iterations, least=0)
     require_number_or_tracer("tolerance", tolerance, least=0.0)
 
     def unfinished(carry: tuple[Array, PyTree, PyTree, PyTree, Array]) -> Array:
@@ -103,7 +103,7 @@ def line_search(
     """
     _require_alike("step", step, params)
     require_function("acceptable", acceptable, wanted="a function of the parameters")
-    require_count("max_backtracks", max_backtracks)
+    require_count("max_backtracks", max_backtracks, least=0)
     require_number_or_tracer("backtrack_coefficient", backtrack_coefficient, least=0.0, most=1.0)
 
     def unfinished(carry: tuple[Array, PyTree, Array]) -> Array:
@@ -147,7 +147,7 @@ def natural_step(
     for name, function in {"surrogate": surrogate, "mean_kl": mean_kl}.items():
         require_function(name, function, wanted="a function of the parameters")
     for name, count in {"cg_iterations": cg_iterations, "max_backtracks": max_backtracks}.items():
-        require_count(name, count)
+        require_count(name, count, least=0)
     for name, number in {"delta": delta, "damping": damping, "cg_tolerance": cg_tolerance}.items():
         require_number_or_tracer(name, number, least=0.0)
     acceptance_kl = mean_kl if acceptance_kl is None else acceptance_kl

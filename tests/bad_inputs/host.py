@@ -388,7 +388,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "trust_region.conjugate_gradient": (
         row("a matrix for a product", lambda: conjugated(product=np.eye(3)), TypeError, "product is", "A x"),
-        row("no iterations", lambda: conjugated(iterations=0), ValueError, "iterations is 0"),
+        row("fewer than none", lambda: conjugated(iterations=-1), ValueError, "iterations is -1"),
         row("a fraction of iterations", lambda: conjugated(iterations=2.5), ValueError, "iterations is 2.5"),
         row("less than no tolerance", lambda: conjugated(tolerance=-1.0), ValueError, "tolerance is -1"),
         row("NaN for a tolerance", lambda: conjugated(tolerance=float("nan")), ValueError, "tolerance is nan"),
@@ -396,7 +396,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "trust_region.line_search": (
         row("a step of another size", lambda: searched(step=np.ones(4)), ValueError, "step has the shapes (4,)"),
         row("a flag for a test", lambda: searched(acceptable=True), TypeError, "acceptable is True"),
-        row("no backtracks", lambda: searched(max_backtracks=0), ValueError, "max_backtracks is 0"),
+        row("fewer than none", lambda: searched(max_backtracks=-1), ValueError, "max_backtracks is -1"),
         row(
             "a step that grows", lambda: searched(backtrack_coefficient=1.5), ValueError, "backtrack_coefficient is 1.5"
         ),
@@ -407,7 +407,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         row("a number for a divergence", lambda: stepped(mean_kl=0.01), TypeError, "mean_kl is 0.01"),
         row("less than no region", lambda: stepped(delta=-0.01), ValueError, "delta is -0.01"),
         row("NaN for damping", lambda: stepped(damping=float("nan")), ValueError, "damping is nan"),
-        row("no iterations", lambda: stepped(cg_iterations=0), ValueError, "cg_iterations is 0"),
+        row("fewer than none", lambda: stepped(cg_iterations=-1), ValueError, "cg_iterations is -1"),
         row("a bool for backtracks", lambda: stepped(max_backtracks=True), ValueError, "max_backtracks is True"),
     ),
 }
