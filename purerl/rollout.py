@@ -108,6 +108,8 @@ def unroll(
     def step(episodes: Episodes, keys: StepKeys) -> tuple[Episodes, tuple[Transition, Totals]]:
         try:
             action, memory = agent.act(keys.act, state, episodes.memory, episodes.observation, hypers, greedy=greedy)
+        except jax.errors.JAXTypeError:  # an agent that cannot be traced: jax says where
+            raise
         except (TypeError, ValueError, FlaxError) as error:  # of an agent for other observations, or its networks
             reason = f"agent cannot act on what {env.name} shows, {env.spec.observation}"
             raise ValueError(f"{reason}; it takes one made for env.spec ({error})") from error
