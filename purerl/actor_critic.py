@@ -9,8 +9,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from purerl import returns
-from purerl.base import ActFn, Network, Spec, Transition, pytree_dataclass, zeros
-from purerl.distributions import Distribution
+from purerl.base import (
+    ActFn,
+    Box,
+    Discrete,
+    Network,
+    Spec,
+    Transition,
+    output_of,
+    pytree_dataclass,
+    require_spec,
+    require_values,
+    zeros,
+)
+from purerl.checks import require_kind
+from purerl.distributions import Categorical, Distribution
 
 
 @pytree_dataclass
@@ -78,6 +91,40 @@ class ActorCritic(NamedTuple):
             return policy.mode() if greedy else policy.sample(key), memory
 
         return act
+
+
+def checked(network: ActorCritic, spec: Spec, *, agent: str, critic: tuple[int, ...] | None = ()) -> ActorCritic:
+    """Return the networks that the factory of `agent` was given, if they are of one another's sizes and the spec's.
+
+    `critic` is the shape of what the critic returns for one observation; None if there need be no critic. Raises
+    TypeError for what is no spec, no network or no distribution, and ValueError for networks of other sizes.
+    """
+    require_spec(spec, agent=agent)
+    features = zeros(spec.observation)
+    if network.torso is not None:
+        features = output_of("torso", network.torso, features)
+    policy = output_of("actor", network.actor, features)
+    wanted = "a network that returns a distribution over actions, as networks.policy(spec) makes"
+    require_kind("what actor returns", policy, Distribution, wanted=wanted)
+    _require_actions(policy, spec.action)
+    if network.critic is not None or critic is not None:
+        require_values("critic", network.critic, features, critic or (), agent=agent)
+    return network
+
+
+def _require_actions(policy: Any, space: PyTree) -> None:
+    """Raise a ValueError unless the actions of a policy are those of the space; of one with parts nothing is known."""
+    mode = jax.eval_shape(lambda policy: policy.mode(), policy)
+    actions = policy.logits.shape[-1] if isinstance(policy, Categorical) else None
+    if isinstance(space, Discrete):
+        fits = mode.shape == () and jnp.issubdtype(mode.dtype, jnp.integer) and actions in (None, space.n)
+    elif isinstance(space, Box):
+        fits = mode.shape == space.shape and actions is None
+    else:
+        return
+    if not fits:
+        kind = f"{type(policy).__name__} of {mode.shape if actions is None else actions}"
+        raise ValueError(f"actor returns a {kind}; it takes a network whose actions are this environment's, {space}")
 
 
 def shuffled(key: Key[Array, ""], batch: PyTree, minibatches: int) -> PyTree:

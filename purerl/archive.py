@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from purerl import results
+from purerl.checks import path_of, require_count, require_kind
 
 _TABLE = """
 create table if not exists runs (
@@ -39,6 +40,10 @@ class Archive:
     """
 
     def __init__(self, directory: Path, description: Mapping[str, Any], *, points: int, seeds: int):
+        directory = path_of("directory", directory)
+        require_kind("description", description, Mapping, wanted="a dict that says what the sweep is")
+        require_count("points", points)
+        require_count("seeds", seeds)
         if (directory / results.SUMMARY).exists():  # the last process may have been killed before it had tidied up
             shutil.rmtree(directory / "chunks", ignore_errors=True)
         self.directory = results.create(directory)

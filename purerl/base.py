@@ -17,7 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from purerl.checks import require_count, require_kind, require_number, shown
 
 T = TypeVar("T")
 
@@ -110,28 +113,6 @@ def select(values: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Fl
     """Return values[..., action] as a masked sum: unlike that of indexing, its gradient is no scatter."""
     chosen = action[..., None] == jnp.arange(values.shape[-1])
     return jnp.sum(jnp.where(chosen, values, 0.0), axis=-1)
-
-
-def require_discrete(space: PyTree, *, what: str, agent: str) -> int:
-    """Return n of a `Discrete(n)` space; a ValueError that names `agent` and `what` for any other."""
-    if not isinstance(space, Discrete):
-        raise ValueError(f"{agent} needs a discrete {what} space, and this environment's is {space}")
-    return space.n
-
-
-def require_count(name: str, count: Any, *, least: int = 1) -> None:
-    """Raise a ValueError that names the argument unless `count` is a whole number of at least `least`."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
-        raise ValueError(f"{name} is {count!r}; it takes a whole number of at least {least}")
-
-
-def require_num_envs(rollout: Rollout, num_envs: int, *, what: str) -> None:
-    """Raise a ValueError that names `what` was made for `num_envs` environments if a rollout is from another number."""
-    if rollout.steps.reward.shape[1] != num_envs:
-        raise ValueError(
-            f"{what} was made for {num_envs} environments (spec.num_envs) and is handed a rollout of "
-            f"{rollout.steps.reward.shape[1]}"
-        )
 
 
 # --- the functions --------------------------------------------------------------------------------------------------
@@ -227,8 +208,123 @@ class Network(NamedTuple):
 
 
 def from_linen(module: nn.Module) -> Network:
-    """Make a `Network` of a flax linen module whose only variables are its parameters."""
-    return Network(init=module.init, apply=module.apply)
+    """Make a `Network` of a flax linen module whose only variables are its parameters.
+
+    Raises TypeError for what is no such module, a class included, and when parameters are made ValueError for others.
+    """
+    require_kind("module", module, nn.Module, wanted="a flax linen module, made of its class: nn.Dense(4)")
+
+    def init(key: Key[Array, ""], *inputs: PyTree) -> PyTree:
+        variables = module.init(key, *inputs)
+        if others := sorted(set(variables) - {"params"}):
+            raise ValueError(f"module has variables {', '.join(others)}; it takes one whose only ones are its params")
+        return variables
+
+    return Network(init=init, apply=module.apply)
+
+
+# --- checks of what agents are made of and started with, beside those of checks.py -----------------------------------
+
+
+def require_number_or_tracer(name: str, number: Any, *, least: float = -np.inf, most: float = np.inf) -> None:
+    """Raise a ValueError that names the argument unless it is a number within the bounds, or one that is traced."""
+    if not isinstance(number, Tracer):
+        require_number(name, number, least=least, most=most)
+
+
+def require_key(name: str, key: Any) -> None:
+    """Raise a TypeError for what is no typed key, such as one of the old kind, and a ValueError for several of them."""
+    _require_typed(name, key, wanted="a typed key: jax.random.key(seed)")
+    if key.ndim:
+        raise ValueError(f"{name} has the shape {key.shape}; it takes one key. To use many, vmap over them")
+
+
+def require_keys(name: str, keys: Any) -> None:
+    """Raise a TypeError for what are no typed keys, and a ValueError unless they are [S], at least one."""
+    _require_typed(name, keys, wanted="typed keys: jax.random.split(jax.random.key(seed), seeds)")
+    if keys.ndim != 1:
+        raise ValueError(f"{name} has the shape {keys.shape}; it takes keys [seeds]: jax.random.split(key, seeds)")
+    require_count(f"the number of {name}", len(keys))
+
+
+def _require_typed(name: str, keys: Any, *, wanted: str) -> None:
+    if not (hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"{name} is {shown(keys)}; it takes {wanted}")
+
+
+def require_spec(spec: Any, *, agent: str) -> None:
+    """Raise a TypeError that names `agent`, what is made for the spec, unless it is a `Spec`."""
+    require_kind("spec", spec, Spec, wanted=f"the Spec of an environment, env.spec, for which {agent} is made")
+    require_count("spec.num_envs", spec.num_envs)
+
+
+def require_discrete(space: PyTree, *, what: str, agent: str) -> int:
+    """Return n of a `Discrete(n)` space; a ValueError that names `agent` and `what` for any other."""
+    if not isinstance(space, Discrete):
+        raise ValueError(f"{agent} needs a discrete {what} space, and this environment's is {space}")
+    return space.n
+
+
+def require_num_envs(rollout: Rollout, num_envs: int, *, what: str) -> None:
+    """Raise a ValueError that names `what` was made for `num_envs` environments if a rollout is from another number."""
+    if rollout.steps.reward.shape[1] != num_envs:
+        raise ValueError(
+            f"{what} was made for {num_envs} environments (spec.num_envs) and is handed a rollout of "
+            f"{rollout.steps.reward.shape[1]}"
+        )
+
+
+def require_env(name: str, env: Any) -> None:
+    """Raise a TypeError that names the argument unless it is an environment as `envs.make` returns."""
+    parts = isinstance(getattr(env, "spec", None), Spec) and hasattr(env, "params")
+    if not (parts and callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None))):
+        raise TypeError(f"{name} is {shown(env)}; it takes an environment, as envs.make(name, num_envs) returns")
+
+
+def require_agent(agent: Any) -> None:
+    """Raise a TypeError unless this is an `Agent`: a factory is not."""
+    require_kind(
+        "agent", agent, Agent, wanted="an Agent, as the factories of purerl.agents return, such as dqn(spec, ...)"
+    )
+
+
+def require_hypers(hypers: Any, kind: type, *, agent: str) -> None:
+    """Raise a TypeError that names what is missing unless `hypers` has the fields of `kind`, the Hypers of `agent`."""
+    lacking = [field.name for field in dataclasses.fields(kind) if not hasattr(hypers, field.name)]
+    if lacking:
+        own, other = (f"{of.__module__}.{of.__qualname__}" for of in (kind, type(hypers)))
+        got = f"of type {other}" if dataclasses.is_dataclass(hypers) else shown(hypers)
+        names = ", ".join(lacking if len(lacking) < 4 else [*lacking[:3], f"{len(lacking) - 3} more"])
+        raise TypeError(f"hypers is {got}, without {names}; {agent} takes {own}")
+
+
+def require_state(agent: Agent, state: PyTree, hypers: Any) -> None:
+    """Raise a ValueError unless `state` has the parts of a state of this agent; a whole run, for one, has others."""
+    own = jax.eval_shape(agent.init, jax.eval_shape(lambda: jax.random.key(0)), hypers)
+    if jax.tree.structure(own) != jax.tree.structure(state):
+        raise ValueError(f"state is {shown(state)}; this agent takes {type(own).__name__}, such as run.agent")
+
+
+def require_values(name: str, network: Any, inputs: PyTree, shape: tuple[int, ...], *, agent: str) -> None:
+    """Raise a ValueError unless `network` makes one array of this shape of one observation, or of its features."""
+    values = output_of(name, network, inputs)
+    if getattr(values, "shape", None) != shape:
+        got = f"the shape {values.shape}" if hasattr(values, "shape") else shown(values)
+        raise ValueError(f"{name} is a network that returns {got} for one observation; {agent} takes {shape}")
+
+
+def output_of(name: str, network: Any, *inputs: PyTree) -> PyTree:
+    """Return the shapes of what a network makes of inputs of these shapes; a ValueError if it cannot read them."""
+    require_kind(name, network, Network, wanted="a Network, such as those that purerl.networks makes")
+
+    def output(key: Array, *inputs: PyTree) -> PyTree:
+        return network.apply(network.init(key, *inputs), *inputs)
+
+    try:
+        return jax.eval_shape(output, jax.eval_shape(lambda: jax.random.key(0)), *inputs)
+    except Exception as error:  # whatever a module raises for another shape than it was made for
+        shapes = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(inputs))
+        raise ValueError(f"{name} is a network that cannot read {shapes}; it takes one made for this spec") from error
 
 
 # --- hypers ---------------------------------------------------------------------------------------------------------
@@ -237,10 +333,12 @@ def from_linen(module: nn.Module) -> Network:
 def cast_hypers(hypers: T) -> T:
     """Return `hypers`, a dataclass of numbers, with each a float32 scalar array.
 
-    Raises ValueError for a leaf of another shape and TypeError for one that is no number, and names it.
+    Raises ValueError for a leaf of another shape or NaN, TypeError for one that is no number, and names it.
 
     Called once at the door, so that `Hypers(rate=0.1)` and `Hypers(rate=array(0.1))` are one program and not two.
     """
+    if isinstance(hypers, type):
+        raise TypeError(f"hypers is the class {hypers.__name__}; it takes one made of it: {hypers.__name__}()")
 
     def plain(node: Any) -> bool:
         """Whether this is what jax would take for a subtree and we for a mistaken number."""
@@ -258,6 +356,8 @@ def cast_hypers(hypers: T) -> T:
             raise ValueError(
                 f"{name} has shape {array.shape}; it takes a number. To try many at once, vmap over hypers"
             )
+        if not isinstance(array, Tracer) and np.isnan(np.asarray(array, np.float32)):
+            raise ValueError(f"{name} is nan; it takes a number")
         return jnp.asarray(array, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(cast, hypers, is_leaf=plain)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from purerl import rollout
-from purerl.base import Agent, cast_hypers, pytree_dataclass
+from purerl.base import Agent, cast_hypers, pytree_dataclass, require_agent, require_key, require_state
+from purerl.checks import require_count
 
 
 @pytree_dataclass
@@ -34,11 +35,13 @@ def evaluate(
     """Act one episode in each environment of `env`, at most `max_steps` steps, and stop as soon as all have ended.
 
     It has its own key and its own environments, and leaves the run that it looks at as it is. Pure; to jit and vmap.
-    Raises ValueError for a cap below one.
+    Raises ValueError for a cap below one and for the state of another agent, TypeError for a key of the old kind.
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}; an episode takes at least 1 step")
+    require_key("key", key)
+    require_agent(agent)
+    require_count("max_steps", max_steps)
     hypers = cast_hypers(hypers)
+    require_state(agent, state, hypers)
     params = rollout.cast_params(env, env_params)
     start_key, step_key = jax.random.split(key)
     counted = env.spec.num_envs

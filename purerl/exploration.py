@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from purerl import base
-from purerl.base import Rollout, Spec, require_discrete
+from purerl.base import Rollout, Spec, require_discrete, require_spec
+from purerl.checks import require_function, require_kind
 
 Number = Float[Array, ""] | float
 
@@ -140,22 +141,32 @@ def observing(strategy: Exploration) -> base.ObserveFn:
 # --- ways to explore ------------------------------------------------------------------------------------------------
 
 
+def made(explore: Explore, spec: Spec) -> Exploration:
+    """Return the way to explore that an agent's factory was given; TypeError for what is no function, or makes none."""
+    wanted = "a function of the spec that returns an Exploration, such as exploration.epsilon_greedy"
+    require_function("explore", explore, wanted=wanted)
+    strategy = explore(spec)
+    require_kind("what explore returns", strategy, Exploration, wanted=f"{wanted} does")
+    return strategy
+
+
 def epsilon_greedy(spec: Spec) -> Exploration:
-    """Explore by `epsilon_greedy_policy`; the number is epsilon."""
-    del spec
+    """Explore by `epsilon_greedy_policy`; the number is epsilon. ValueError unless actions are discrete."""
+    _actions(spec, "epsilon_greedy")
     return _without_visits(epsilon_greedy_policy)
 
 
 def boltzmann(spec: Spec) -> Exploration:
-    """Explore by `boltzmann_policy`; the number is the temperature."""
-    del spec
+    """Explore by `boltzmann_policy`; the number is the temperature. ValueError unless actions are discrete."""
+    _actions(spec, "boltzmann")
     return _without_visits(boltzmann_policy)
 
 
 def ucb(spec: Spec) -> Exploration:
     """Explore by `ucb_policy`; the number is c. ValueError unless observations are discrete, so that visits count."""
+    require_spec(spec, agent="ucb")
     states = require_discrete(spec.observation, what="observation", agent="ucb, which counts visits,")
-    actions = require_discrete(spec.action, what="action", agent="ucb")
+    actions = _actions(spec, "ucb")
 
     def count(visits: Int[Array, "S A"], rollout: Rollout) -> Int[Array, "S A"]:
         visits = visits.at[rollout.steps.observation, rollout.steps.action].add(1)
@@ -166,6 +177,11 @@ def ucb(spec: Spec) -> Exploration:
         observe=count,
         policy=lambda values, visits, observation, number: ucb_policy(values, visits[observation], number),
     )
+
+
+def _actions(spec: Spec, name: str) -> int:
+    require_spec(spec, agent=name)
+    return require_discrete(spec.action, what="action", agent=name)
 
 
 def _without_visits(policy: Callable[..., Float[Array, "*batch A"]]) -> Exploration:

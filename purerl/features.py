@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from purerl.base import Box, Discrete, Spec, require_count
+from purerl.base import Box, Discrete, Spec, require_spec
+from purerl.checks import require_count, shown
 
 
 @runtime_checkable
@@ -34,6 +35,7 @@ class Features(NamedTuple):
 
 def table(spec: Spec) -> Features:
     """Return a feature for each state: v is then a table. Raises ValueError unless observations are discrete."""
+    require_spec(spec, agent="a table")
     if not isinstance(spec.observation, Discrete):
         raise ValueError(
             f"a table needs a discrete observation space, and this environment's is {spec.observation}; "
@@ -59,6 +61,7 @@ def tile_coding(
     that are infinite or empty, for counts below one, and for tilings that would lie on one another in a dimension (a
     power of two never does; take at least four times as many as there are dimensions).
     """
+    require_spec(spec, agent="tile coding")
     space = spec.observation
     if not isinstance(space, Box) or len(space.shape) != 1:
         raise ValueError(f"tile coding needs a box of one axis as observation space, and this environment's is {space}")
@@ -75,10 +78,8 @@ def tile_coding(
                 f"tilings is {tilings}, and in dimension {dimension} several would lie on one another; "
                 "it takes a power of two, or another number without a common divisor with 3, 5, 7 ..."
             )
-    low, high = (
-        np.broadcast_to(np.asarray(own if given is None else given, np.float32), space.shape)
-        for own, given in ((space.low, low), (space.high, high))
-    )
+    low = _bound("low", space.low if low is None else low, dimensions)
+    high = _bound("high", space.high if high is None else high, dimensions)
     for dimension, (least, most) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
         # gymnax writes float32's greatest numbers for no bound at all: a tile of such a width would tell nothing apart.
         if not (least < most and abs(least) < 1e30 and abs(most) < 1e30):
@@ -98,3 +99,10 @@ def tile_coding(
         return jnp.sum(tile * strides, axis=-1, dtype=jnp.int32) + first
 
     return Features(tilings * math.prod(shape), tilings, active)
+
+
+def _bound(name: str, given: Any, dimensions: int) -> np.ndarray:
+    try:
+        return np.broadcast_to(np.asarray(given, np.float32), (dimensions,))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {shown(given)}; it takes a number, or {dimensions}, one a dimension") from error

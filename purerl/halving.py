@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from purerl import spread as spreading
 from purerl import training
-from purerl.base import require_count
+from purerl.base import require_keys
+from purerl.checks import is_count, require_count, require_kind, shown
 from purerl.points import Batch
 from purerl.spread import Spread
 from purerl.training import Learner
@@ -35,8 +36,8 @@ def plan(points: int, *, rungs: int, factor: int, units: int) -> list[tuple[int,
     """
     for name, count in {"points": points, "rungs": rungs, "units": units}.items():
         require_count(name, count)
-    if factor < 2:
-        raise ValueError(f"factor is {factor}; it takes a whole number from 2 on")
+    if not is_count(factor, least=2):
+        raise ValueError(f"factor is {shown(factor)}; it takes a whole number from 2 on")
     if factor ** (rungs - 1) > points:
         raise ValueError(f"rungs is {rungs}: of {points} points, one in {factor} each time, none is left for the last")
     return [
@@ -61,8 +62,11 @@ def halve(
     spread over the devices, and those that go on are dealt out to them evenly. Raises ValueError as `plan`, and for no
     keys.
     """
+    require_kind("learner", learner, Learner, wanted="a Learner, such as training.learner returns")
+    require_keys("keys", keys)
+    require_kind("batch", batch, Batch, wanted="a points.Batch, such as points.grid(hypers, discount=[0.9, 1])")
+    require_kind("spread", spread, Spread | None, wanted="a Spread, such as spread.choose(runs)")
     points, seeds = batch.points, len(keys)
-    require_count("the number of keys", seeds)
     rungs_of = plan(points, rungs=rungs, factor=factor, units=units)
     if spread is None:
         spread = spreading.choose(points * seeds)

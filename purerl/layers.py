@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from purerl.base import Discrete
+from purerl.checks import require_count, require_number
 
 
 def encode(space: PyTree, observation: PyTree) -> Float[Array, "*batch features"]:
@@ -37,8 +38,11 @@ def orthogonal(scale: float = 1.0, *, steps: int = 40) -> Callable[..., Float[Ar
 
     The polar factor of a Gaussian matrix is uniform among such matrices, and the Newton-Schulz iteration
     X <- X (3 I - X'X) / 2 finds it by matrix products alone. jax's own initialiser calls LAPACK, of which two batched
-    calls can wait for each other for ever when runs are vmapped on a machine with two cores.
+    calls can wait for each other for ever when runs are vmapped on a machine with two cores. Raises ValueError for a
+    scale that is not finite, and for less than one step.
     """
+    require_number("scale", scale)
+    require_count("steps", steps)
 
     def init(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]

@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from purerl.base import pytree_dataclass
+from purerl.checks import require_number
 
 
 @pytree_dataclass
@@ -49,18 +49,18 @@ class MDP(NamedTuple):
 
 def require_mdp(transition: Any, reward: Any, terminal: Any, discount: Any, policy: Any = None) -> None:
     """Raise a ValueError for what is no MDP, or no policy in it; under a trace only shapes are looked at."""
-    states, actions = jnp.shape(reward) if jnp.ndim(reward) == 2 else (0, 0)
+    states, actions = np.shape(reward) if np.ndim(reward) == 2 else (0, 0)
     sparse = isinstance(transition, Successors)
     probability = transition.probability if sparse else transition
-    shapes = {"transition": jnp.shape(probability), "terminal": jnp.shape(terminal)}
+    shapes = {"transition": np.shape(probability), "terminal": np.shape(terminal)}
     wanted = {"transition": (states, actions, shapes["transition"][-1] if sparse else states), "terminal": (states,)}
     if policy is not None:
-        shapes["policy"], wanted["policy"] = jnp.shape(policy), (states, actions)
+        shapes["policy"], wanted["policy"] = np.shape(policy), (states, actions)
     if sparse:
-        shapes["transition.state"], wanted["transition.state"] = jnp.shape(transition.state), wanted["transition"]
+        shapes["transition.state"], wanted["transition.state"] = np.shape(transition.state), wanted["transition"]
     if not states or not actions:
         raise ValueError(
-            f"reward has the shape {jnp.shape(reward)}; it takes [S, A], a number for each state and action"
+            f"reward has the shape {np.shape(reward)}; it takes [S, A], a number for each state and action"
         )
     for name, shape in shapes.items():
         if shape != wanted[name]:
@@ -71,8 +71,7 @@ def require_mdp(transition: Any, reward: Any, terminal: Any, discount: Any, poli
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return
     ended = np.asarray(terminal)
-    if not 0.0 <= float(discount) <= 1.0:
-        raise ValueError(f"discount is {float(discount)}; it takes a number from 0 to 1")
+    require_number("discount", discount, least=0.0, most=1.0)
     if not np.isfinite(np.asarray(reward)[~ended]).all():
         raise ValueError("reward is not finite everywhere")
     require_probabilities("transition", np.asarray(probability)[~ended])
@@ -96,6 +95,14 @@ def require_probabilities(name: str, rows: Float[np.ndarray, "*batch K"]) -> Non
         )
     if (rows < 0.0).any():
         raise ValueError(f"{name} takes probabilities, and one is {rows.min():g}")
+
+
+def require_policy(name: str, policy: Any) -> None:
+    """Raise a ValueError unless this is a policy, probabilities [S, A]; under a trace only the shape is looked at."""
+    if np.ndim(policy) != 2:
+        raise ValueError(f"{name} has the shape {np.shape(policy)}; it takes probabilities [S, A]")
+    if not isinstance(policy, Tracer):
+        require_probabilities(name, np.asarray(policy))
 
 
 def _require_ends(transition: Any, ended: np.ndarray, policy: Any) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsInt
 
+from purerl.checks import is_count, require_flag, require_function, require_kind
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -36,8 +38,12 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if total_steps < 1:
-            raise ValueError(f"total_steps is {total_steps}; it takes a positive number.")
+        if not is_count(total_steps):
+            raise ValueError(f"total_steps is {total_steps!r}; it takes a positive number, a whole one.")
+        for name, text in {"description": description, "unit": unit}.items():
+            require_kind(name, text, str, wanted="text")
+        require_flag("enabled", enabled)
+        require_function("clock", clock, wanted="a function that returns seconds, such as time.monotonic")
         self.total_steps = int(total_steps)
         self.description = description
         self.unit = unit

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from purerl.base import Box, Discrete, Network, Spec, from_linen, require_discrete
+from purerl.base import Box, Discrete, Network, Spec, from_linen, require_discrete, require_spec
+from purerl.checks import is_count, require_flag, require_function, require_kind
 from purerl.distributions import Categorical, Gaussian, SquashedGaussian
 from purerl.layers import MLP, Torso, orthogonal
 
@@ -58,8 +59,10 @@ def action_values(
     ends in V(s) and advantages. Raises ValueError unless actions are discrete, widths at least 1, and images large
     enough.
     """
+    require_spec(spec, agent="an action-value network")
     actions = require_discrete(spec.action, what="action", agent="an action-value network")
-    _require_layers(spec, hidden, filters)
+    _require_layers(spec, hidden, activation, filters)
+    require_flag("dueling", dueling)
     return from_linen(ActionValues(spec.observation, actions, tuple(hidden), activation, tuple(filters), dueling))
 
 
@@ -123,6 +126,8 @@ def policy(
     `squash` `SquashedGaussian`, which keeps to them. The last layer starts small: all actions are about as likely.
     Raises ValueError for other action spaces, and for `squash` without finite bounds.
     """
+    require_spec(spec, agent="a policy network")
+    require_flag("squash", squash)
     space = spec.action
     if squash and not (isinstance(space, Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(f"squash takes an action space with finite bounds, and this environment's is {space}")
@@ -166,7 +171,7 @@ def torso(
 
     Raises ValueError without hidden layers.
     """
-    _require_layers(spec, hidden, filters)
+    _require_layers(spec, hidden, activation, filters)
     if not hidden:
         raise ValueError("hidden is (); a shared torso takes at least one layer")
     features = Box((hidden[-1],), np.dtype(np.float32), -np.inf, np.inf)
@@ -182,17 +187,20 @@ def _before(
     filters: Sequence[int],
 ) -> Network:
     """Return the network of a torso and a head."""
-    _require_layers(spec, hidden, filters)
+    _require_layers(spec, hidden, activation, filters)
     return from_linen(
         nn.Sequential([Torso(spec.observation, tuple(hidden), activation, tuple(filters), _HIDDEN), head])
     )
 
 
-def _require_layers(spec: Spec, hidden: Sequence[int], filters: Sequence[int]) -> None:
-    """Raise a ValueError unless widths are at least 1, and images large enough for the filters."""
+def _require_layers(spec: Spec, hidden: Sequence[int], activation: Any, filters: Sequence[int]) -> None:
+    """Raise a TypeError or ValueError unless widths are at least 1, and images large enough for the filters."""
+    require_spec(spec, agent="a network")
+    require_function("activation", activation, wanted="a function such as nn.relu")
     for name, widths in {"hidden": hidden, "filters": filters}.items():
-        if any(width < 1 for width in widths):
-            raise ValueError(f"{name} is {tuple(widths)}; each layer takes at least 1")
+        require_kind(name, widths, tuple | list, wanted="the widths of its layers, such as (64, 64), or () for none")
+        if not all(map(is_count, widths)):
+            raise ValueError(f"{name} is {tuple(widths)}; each layer takes at least 1, a whole number")
     if filters:
         shape = getattr(spec.observation, "shape", None)
         least = 2 * len(filters) + 1

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from purerl.base import Agent, Box, Rollout, Spec, pytree_dataclass, require_num_envs
+from purerl.base import Agent, Box, Rollout, Spec, pytree_dataclass, require_agent, require_num_envs, require_spec
+from purerl.checks import shown
 
 _LARGEST = 10.0  # deviations from the mean that an observation may show: one that was never seen must not blow up
 _MOST = 2**30  # samples after which new ones no longer count less
@@ -100,6 +101,7 @@ def normalized_spec(spec: Spec) -> Spec:
 
     An agent that keeps observations of its own (REINFORCE, QAC) must be made for this spec, and any other may be.
     """
+    require_spec(spec, agent="an agent within with_observation_norm")
 
     def seen(space: Any) -> Any:
         return Box(space.shape, np.dtype(np.float32), -_LARGEST, _LARGEST) if isinstance(space, Box) else space
@@ -115,6 +117,8 @@ def with_observation_norm(agent: Agent, spec: Spec) -> Agent:
     normalised by those that acted; after each update those of all steps so far take their place. Until the first one
     observations are seen as they come, within 10. Raises ValueError where there is no array to normalise.
     """
+    require_agent(agent)
+    require_spec(spec, agent="with_observation_norm")
     spaces = jax.tree.leaves(spec.observation)
     if not any(isinstance(space, Box) for space in spaces):
         raise ValueError(f"observations are {spec.observation}; with_observation_norm takes some that are arrays")
@@ -168,8 +172,12 @@ def with_return_scaling(agent: Agent, spec: Spec) -> Agent:
     The return at a step is the discounted sum of the episode's rewards up to it, discounted by the agent's hyper
     `discount`. The deviation is that of all steps so far. Rewards are not shifted: that would change what is optimal.
     """
+    require_agent(agent)
+    require_spec(spec, agent="with_return_scaling")
 
     def init(key, hypers):
+        if not hasattr(hypers, "discount"):
+            raise TypeError(f"hypers is {shown(hypers)}, without discount; with_return_scaling takes what has one")
         return ReturnScaleState(
             learner=agent.init(key, hypers),
             moments=no_moments(()),

@@ -14,8 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from purerl import spread as spreading
 from purerl import training
-from purerl.base import pytree_dataclass, require_count
-from purerl.points import Batch, Distribution, LogUniform, Uniform
+from purerl.base import pytree_dataclass, require_key
+from purerl.checks import require_count, require_kind, require_number
+from purerl.points import Batch, Distribution, LogUniform, Uniform, log_uniform, uniform
 from purerl.spread import Spread
 from purerl.training import Learner
 
@@ -50,22 +51,26 @@ def evolve(
     divided by `factor` and kept within. All is one program, and no number is compiled into it. Raises ValueError for a
     population of one, counts below one, numbers out of range, and bounds of what the hypers lack.
     """
+    require_key("key", key)
+    require_kind("learner", learner, Learner, wanted="a Learner, such as training.learner returns")
+    require_kind("batch", batch, Batch, wanted="a points.Batch, such as points.sample(key, hypers, 10, ...)")
+    require_kind("bounds", bounds, Mapping, wanted="a dict: name of a hyper -> points.uniform or points.log_uniform")
+    require_kind("spread", spread, Spread | None, wanted="a Spread, such as spread.choose(runs)")
     for name, count in {"generations": generations, "units": units}.items():
         require_count(name, count)
     if batch.points < 2:
         raise ValueError(f"batch has {batch.points} point; a population takes at least 2")
-    for name, value, low, high in [("quantile", quantile, 0, 0.5), ("resample", resample, 0, 1)]:
-        if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; it takes a number from {low} to {high}")
+    require_number("quantile", quantile, least=0.0, most=0.5)
+    require_number("resample", resample, least=0.0, most=1.0)
+    require_number("factor", factor, least=1.0)
     if 0 < quantile <= 0.5 / batch.points:
         raise ValueError(f"quantile is {quantile}; of {batch.points} members that is none")
-    if not factor >= 1:
-        raise ValueError(f"factor is {factor}; it takes a number from 1 on")
     for name, bound in bounds.items():
         if not isinstance(bound, Uniform | LogUniform):  # a step from one choice to another is not known
             raise ValueError(f"bounds of {name} are {bound!r}; they take points.uniform or points.log_uniform")
         if np.shape(getattr(batch.values, name, ())) != (batch.points,):
             raise ValueError(f"bounds has {name}; the batch has no such number")
+        (uniform if isinstance(bound, Uniform) else log_uniform)(*bound)  # made by hand it was not looked at
     spread = spreading.choose(batch.points) if spread is None else spread
     program = _program(learner, spread, batch.points, generations)
     numbers = Numbers(

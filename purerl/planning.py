@@ -15,8 +15,11 @@ from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from purerl.base import require_number_or_tracer
+from purerl.checks import require_count
 from purerl.mdps import Successors, Transitions, require_mdp
 
 Given = ParamSpec("Given")
@@ -97,6 +100,11 @@ def _checked(function: Callable[Given, Solution]) -> Callable[Given, Solution]:
         given = names.bind(*args, **kwargs).arguments
         mdp = (given.get(name) for name in ("transition", "reward", "terminal", "discount", "policy"))
         require_mdp(*mdp)  # pyright: ignore[reportCallIssue]
+        require_number_or_tracer("tolerance", given.get("tolerance", 0.0), least=0.0)
+        for name in ("sweeps", "max_iterations"):
+            count = given.get(name, 1)
+            if not isinstance(count, Tracer):
+                require_count(name, count.item() if isinstance(count, Array) and count.ndim == 0 else count)
         return compiled(*args, **kwargs)
 
     return checked

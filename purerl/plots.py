@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from purerl import scores
+from purerl.checks import is_count, make_folder, path_of, require_kind, require_number, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +40,9 @@ def learning_curve(
     `evaluation` is (steps [points], values [seeds, points]), drawn as markers with 95 %
     intervals. Folders are made. Raises ValueError where shapes do not fit.
     """
+    target = path_of("path", path)
     figure = _figure(steps, returns, title=title, ylabel=ylabel, evaluation=evaluation)
-    return save(figure, path)
+    return save(figure, target)
 
 
 def comparison(axes: Axes, x: ArrayLike, returns: Mapping[str, ArrayLike], *, xlabel: str, ylabel: str) -> None:
@@ -49,6 +51,8 @@ def comparison(axes: Axes, x: ArrayLike, returns: Mapping[str, ArrayLike], *, xl
     Each is the mean over seeds with its 95 % bootstrap interval, in a colour of its own (of Okabe
     and Ito, which the colour-blind tell apart). Raises ValueError where shapes do not fit.
     """
+    _require_axes(axes)
+    require_kind("returns", returns, Mapping, wanted="a dict: name -> returns [seeds, points]")
     drawn = {}
     for name, values in returns.items():
         points, values = _checked(f"returns of {name}", "points", x, values)
@@ -62,8 +66,14 @@ def curves(
     """Draws several curves into one frame: name -> (x, mean, low, high), each [points], low to high being a band.
 
     The colours are COLORS, in order and again from the first; `legend` says where it stands, in matplotlib's words, and
-    None is none.
+    None is none. Raises ValueError where they are not of one length.
     """
+    _require_axes(axes)
+    require_kind("drawn", drawn, Mapping, wanted="a dict: name -> (x, mean, low, high)")
+    for name, parts in drawn.items():
+        shapes = [np.shape(np.atleast_1d(part)) for part in parts]
+        if len(shapes) != 4 or len(set(shapes)) > 1 or len(shapes[0]) != 1:
+            raise ValueError(f"drawn has {name} of shapes {shapes}; it takes x, mean, low and high, each [points]")
     for (name, (x, mean, low, high)), color in zip(drawn.items(), itertools.cycle(COLORS)):
         marker = "o" if len(np.atleast_1d(x)) == 1 else None
         axes.plot(x, mean, color=color, linewidth=1.8, marker=marker, label=name, zorder=3)
@@ -92,6 +102,9 @@ def grid_paths(
     """
     from matplotlib.patches import Rectangle
 
+    _require_axes(axes)
+    if not (isinstance(shape, tuple) and len(shape) == 2 and all(map(is_count, shape))):
+        raise ValueError(f"shape is {shown(shape)}; it takes (rows, columns), each at least 1")
     rows, columns = shape
     walks = [np.asarray(path, np.int64) for path in paths]
     for cells in (*walks, np.fromiter(shaded, np.int64)):
@@ -99,6 +112,9 @@ def grid_paths(
             raise ValueError(
                 f"a path or shaded cell is {cells.tolist()}; a grid of {shape} has 0 to {rows * columns - 1}"
             )
+    beyond = [cell for cell in labels or {} if not 0 <= cell < rows * columns]
+    if beyond:
+        raise ValueError(f"labels has cell {beyond[0]}; a grid of {shape} has 0 to {rows * columns - 1}")
     for cell in range(rows * columns):
         place = cell % columns - 0.5, cell // columns - 0.5
         face = "#cbd5e0" if cell in set(shaded) else "white"
@@ -119,9 +135,12 @@ def sensitivity(axes: Axes, column: ArrayLike, scores_of: ArrayLike, *, xlabel: 
     """Draws scores [points, seeds] against the value that each point has on one axis [points]: means with intervals.
 
     The points that share a value are pooled. Positive values that span more than a factor of twenty go on a
-    logarithmic axis.
+    logarithmic axis. Raises ValueError where shapes do not fit.
     """
-    x, y = np.asarray(column, np.float64), np.asarray(scores_of, np.float64)
+    _require_axes(axes)
+    x, y = _numbers("column", column), _numbers("scores_of", scores_of)
+    if x.ndim != 1 or y.ndim != 2 or len(x) != len(y) or not y.size:
+        raise ValueError(f"scores_of has shape {y.shape} for a column of shape {x.shape}; it takes [points, seeds]")
     values = np.unique(x)
     pooled = np.full((max(int((x == value).sum()) for value in values) * y.shape[1], len(values)), np.nan)
     for place, value in enumerate(values):
@@ -136,9 +155,12 @@ def sensitivity(axes: Axes, column: ArrayLike, scores_of: ArrayLike, *, xlabel: 
 def dots(axes: Axes, x: ArrayLike, y: ArrayLike, *, xlabel: str, ylabel: str, best: bool = False) -> None:
     """Draws a dot for each pair that is finite, and with `best` the highest of those up to each x as a line.
 
-    Axes are logarithmic as in `sensitivity`.
+    Axes are logarithmic as in `sensitivity`. Raises ValueError where shapes do not fit.
     """
-    across, up = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    _require_axes(axes)
+    across, up = _numbers("x", x), _numbers("y", y)
+    if across.ndim != 1 or across.shape != up.shape:
+        raise ValueError(f"y has shape {up.shape} over x of shape {across.shape}; they take [points] both")
     kept = np.isfinite(up)
     across, up = across[kept], up[kept]
     axes.plot(across, up, "o", color=LINE, alpha=0.6, markersize=4)
@@ -155,10 +177,16 @@ def dots(axes: Axes, x: ArrayLike, y: ArrayLike, *, xlabel: str, ylabel: str, be
 def heat_map(axes: Axes, labels: Mapping[str, ArrayLike], values: ArrayLike) -> None:
     """Draws a value for each point of two axes, name -> [points] each, as coloured cells with the numbers in them.
 
-    Points that share a cell are averaged; a cell without one, or whose values are not finite, stays empty.
+    Points that share a cell are averaged; a cell without one, or whose values are not finite, stays empty. Raises
+    ValueError for other than two axes, and where shapes do not fit.
     """
+    _require_axes(axes)
+    require_kind("labels", labels, Mapping, wanted="a dict of two axes: name -> values [points]")
+    lengths = {name: np.shape(column) for name, column in labels.items()}
+    if len(labels) != 2 or set(lengths.values()) != {np.shape(values)} or np.ndim(values) != 1:
+        raise ValueError(f"labels has {lengths} for values of shape {np.shape(values)}; it takes two axes of [points]")
     (vertical, rows), (horizontal, columns) = ((name, np.asarray(column)) for name, column in labels.items())
-    up, across, found = np.unique(rows), np.unique(columns), np.asarray(values, np.float64)
+    up, across, found = np.unique(rows), np.unique(columns), _numbers("values", values)
     table = np.full((len(up), len(across)), np.nan)
     for row, column in itertools.product(range(len(up)), range(len(across))):
         here = found[(rows == up[row]) & (columns == across[column]) & np.isfinite(found)]
@@ -177,14 +205,20 @@ def heat_map(axes: Axes, labels: Mapping[str, ArrayLike], values: ArrayLike) -> 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Saves a figure as a PNG and returns its path; folders are made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = path_of("path", path)
+    if not hasattr(figure, "savefig"):
+        raise TypeError(f"figure is {shown(figure)}; it takes a figure of matplotlib, as new_figure returns")
+    if target.is_dir():
+        raise IsADirectoryError(f"path is {target}, which is a folder; it takes the path of a picture")
+    make_folder(target.parent, name="path")
     figure.savefig(target, format="png", dpi=150)
     return target
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, laid out so that nothing overlaps, apart from matplotlib's global state."""
+    require_number("width", width, least=0.1)
+    require_number("height", height, least=0.1)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -204,6 +238,8 @@ def _figure(
     evaluation: tuple[ArrayLike, ArrayLike] | None,
 ) -> Figure:
     curve = _checked("returns", "rows", steps, returns)
+    if evaluation is not None and not (isinstance(evaluation, tuple) and len(evaluation) == 2):
+        raise ValueError(f"evaluation is {shown(evaluation)}; it takes a pair, (steps, values)")
     points = None if evaluation is None else _checked("evaluation", "points", *evaluation)
     figure = new_figure(7.0, 4.2)
     axes = figure.add_subplot()
@@ -301,8 +337,20 @@ def _mean_and_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     return mean, low, high
 
 
+def _require_axes(axes: Any) -> None:
+    if not hasattr(axes, "plot"):
+        raise TypeError(f"axes is {shown(axes)}; it takes matplotlib's axes, as figure.add_subplot() returns")
+
+
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {shown(values)}; it takes an array of numbers") from error
+
+
 def _checked(name: str, axis: str, steps: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    x, y = _numbers("steps", steps), _numbers(name, values)
     if x.ndim != 1 or y.ndim != 2 or y.shape[0] == 0 or y.shape[1] != x.size:
         raise ValueError(
             f"{name} has shape {y.shape} over steps of shape {x.shape}; it takes [seeds, {axis}] over [{axis}]."

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from purerl.base import require_count
+from purerl.base import require_key
+from purerl.checks import require_count, require_kind, shown
 
 Number = float | int
 
@@ -40,6 +40,7 @@ def grid(base: Any, **axes: Any) -> Batch:
     `base` is a dataclass of numbers: hypers, or an environment's parameters. Without axes it is the one point. Raises
     ValueError for a field that `base` lacks or that is no single number, and for values that are not finite numbers.
     """
+    _require_base(base)
     columns = {name: _column(base, name, values) for name, values in axes.items()}
     combinations = np.array(list(itertools.product(*columns.values())))
     return _batch(base, {name: combinations[:, place] for place, name in enumerate(columns)})
@@ -50,6 +51,7 @@ def listed(base: Any, **columns: Any) -> Batch:
 
     Raises ValueError as `grid`, and for lists of other lengths, or none.
     """
+    _require_base(base)
     checked = {name: np.array(_column(base, name, values)) for name, values in columns.items()}
     lengths = {name: len(column) for name, column in checked.items()}
     if len(set(lengths.values())) != 1:
@@ -111,7 +113,7 @@ def choice(*values: Number) -> Choice:
     """Return the distribution in which all of these have the same probability."""
     if not values:
         raise ValueError("choice takes at least one value")
-    if not all(math.isfinite(value) for value in values):
+    if not all(map(_is_finite, values)):
         raise ValueError(f"choice has {values}; it takes finite numbers")
     return Choice(values)
 
@@ -121,6 +123,7 @@ def require_within(base: Any, distributions: Mapping[str, Distribution]) -> None
 
     A search takes uniform, log-uniform and choice.
     """
+    require_kind("distributions", distributions, Mapping, wanted="a dict: name of a hyper -> its distribution")
     for name, distribution in distributions.items():
         if not isinstance(distribution, Uniform | LogUniform | Choice):
             raise ValueError(f"the distribution of {name} is {distribution!r}; it takes uniform, log_uniform or choice")
@@ -133,9 +136,12 @@ def sample(key: Key[Array, ""], base: Any, n: int, **distributions: Distribution
     Each point and each field has a key of its own: more points, or more fields, leave those there are as they are.
     Raises ValueError as `grid`.
     """
+    require_key("key", key)
+    _require_base(base)
     require_count("n", n)
     columns = {}
     for name, distribution in distributions.items():
+        require_kind(name, distribution, Distribution, wanted="a distribution, such as points.uniform(low, high)")
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         drawn = jax.vmap(lambda i, own=own, draw=distribution.draw: draw(jax.random.fold_in(own, i)))(jnp.arange(n))
         columns[name] = np.asarray(drawn).tolist()
@@ -151,6 +157,8 @@ def product(*batches: Batch) -> Batch:
     """
     if len(batches) < 2:
         raise ValueError(f"product is of {len(batches)} batches; it takes at least two")
+    for batch in batches:
+        require_kind("a batch", batch, Batch, wanted="a points.Batch, such as points.grid(hypers, discount=[0.9, 1])")
     names = [name for batch in batches for name in batch.labels]
     for name in names:
         if names.count(name) > 1:
@@ -173,6 +181,8 @@ def _batch(base: Any, columns: dict[str, np.ndarray]) -> Batch:
 
 def _array(leaf: Any) -> Any:
     """Numbers of Python are float32, as in hypers; arrays, as in an environment's parameters, stay what they are."""
+    if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind not in "biuf":
+        raise TypeError(f"base has {shown(leaf)}; it takes numbers in all its fields")
     return jnp.asarray(leaf, jnp.float32) if isinstance(leaf, bool | int | float) else jnp.asarray(leaf)
 
 
@@ -195,6 +205,16 @@ def _column(base: Any, name: str, values: Any) -> list[Any]:
     return column.tolist()
 
 
+def _require_base(base: Any) -> None:
+    """Raise a TypeError for what has no fields with values: a class has none."""
+    if not dataclasses.is_dataclass(base) or isinstance(base, type):
+        raise TypeError(f"base is {shown(base)}; it takes hypers, such as dqn.Hypers(), or an environment's parameters")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and bool(np.isfinite(value))
+
+
 def _require_bounds(low: Number, high: Number) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (_is_finite(low) and _is_finite(high) and low < high):
         raise ValueError(f"low is {low} and high is {high}; a distribution takes finite bounds, the lower first")

@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from purerl import exploration
-from purerl.base import ActFn, Spec, pytree_dataclass, require_discrete
+from purerl.base import ActFn, Spec, pytree_dataclass, require_discrete, require_spec, zeros
+from purerl.checks import require_function, require_kind
 from purerl.features import Features
+from purerl.mdps import require_policy
 
 
 @pytree_dataclass
@@ -35,6 +37,7 @@ class Policy(Protocol):
 
 def uniform(spec: Spec) -> Policy:
     """Return the policy that takes all actions with the same probability; ValueError unless they are discrete."""
+    require_spec(spec, agent="the uniform policy")
     actions = require_discrete(spec.action, what="action", agent="the uniform policy")
 
     def act(key: Key[Array, ""], observation: Any) -> Int[Array, " N"]:
@@ -45,8 +48,34 @@ def uniform(spec: Spec) -> Policy:
 
 
 def of_table(policy: Float[Array, "S A"] | Float[np.ndarray, "S A"]) -> Policy:
-    """Return the policy with these probabilities, as those of `planning` are, for discrete observations."""
+    """Return the policy with these probabilities, as those of `planning` are, for discrete observations.
+
+    Raises ValueError for what are no probabilities [S, A].
+    """
+    require_policy("policy", policy)
     return lambda key, observation: exploration.draw(key, jnp.asarray(policy)[observation])
+
+
+def require_parts(spec: Spec, features: Features, policy: Policy, *, agent: str) -> None:
+    """Raise a TypeError or ValueError unless `features` are those of a spec's observations, and `policy` acts on it."""
+    require_spec(spec, agent=agent)
+    require_kind("features", features, Features, wanted="Features, such as features.table(spec)")
+    require_function("policy", policy, wanted="a function (key, observation) -> action, as prediction.uniform(spec)")
+    observations = zeros(spec.observation, (spec.num_envs,))
+    found = {}
+    for name, function, arguments in (
+        ("features", features.active, (observations,)),
+        ("policy", policy, (jax.random.key(0), observations)),
+    ):
+        try:
+            found[name] = jax.eval_shape(function, *arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} cannot read {spec.observation}; it takes what was made for this spec") from error
+    wanted = {"features": (spec.num_envs, features.count), "policy": (spec.num_envs, *spec.action.shape)}
+    for name, output in found.items():
+        if output.shape != wanted[name]:
+            made = f"the shape {output.shape} for {spec.num_envs} environments"
+            raise ValueError(f"{name} returns {made}; {agent} takes {wanted[name]}")
 
 
 def acting(policy: Policy) -> ActFn:

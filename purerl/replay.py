@@ -18,10 +18,12 @@ from purerl.base import (
     Spec,
     Transition,
     pytree_dataclass,
-    require_count,
+    require_agent,
     require_num_envs,
+    require_spec,
     zeros,
 )
+from purerl.checks import require_count, require_kind
 
 
 class Replay(NamedTuple):
@@ -84,6 +86,7 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
     Adding and sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that `num_envs` does not
     divide, or too small to hold a sequence.
     """
+    require_spec(spec, agent="a replay buffer")
     require_count("length", length)
     require_count("capacity", capacity)
     if capacity % spec.num_envs:
@@ -237,6 +240,8 @@ def with_replay(agent: Agent, replay: Replay, *, batch_size: int, updates: int =
     With `updates=0` it only collects: advance a run with that agent first to fill the buffer. The state is the same.
     Until the buffer holds a whole sequence nothing is learned. ValueError for a batch below 1 or updates below 0.
     """
+    require_agent(agent)
+    require_kind("replay", replay, Replay, wanted="a Replay, such as replay.uniform(spec, capacity)")
     require_count("batch_size", batch_size)
     require_count("updates", updates, least=0)
 

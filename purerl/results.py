@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from purerl.checks import make_folder, path_of, require_kind
+
 if TYPE_CHECKING:
     import pandas
 
@@ -54,12 +56,12 @@ def default_directory(script: str, env: str, now: datetime | None = None) -> Pat
 
 def create(directory: str | os.PathLike[str]) -> Path:
     """Makes a run directory; raises FileExistsError where a finished run or a file is there."""
-    path = Path(directory)
+    path = path_of("directory", directory)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"directory is {path}, which is a file; it takes a folder.")
     if (path / SUMMARY).exists():
         raise FileExistsError(f"directory is {path}, which already holds a finished run ({SUMMARY}); give another.")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path, name="directory")
     return path
 
 
@@ -76,13 +78,15 @@ def write(
     `to_json` takes. All are converted before any file is touched. Raises TypeError on what
     cannot be stored.
     """
-    path = Path(directory)
+    path = path_of("directory", directory)
+    for name, value in {"settings": settings, "metrics": metrics, "summary": summary}.items():
+        require_kind(name, value, Mapping, wanted="a dict")
     contents = {
         SETTINGS: json_bytes(settings, "settings"),
         METRICS: npz_bytes(metrics),
         SUMMARY: json_bytes(summary, "summary"),
     }
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path, name="directory")
     for name, content in contents.items():
         replace_file(path / name, content)
 
@@ -94,7 +98,7 @@ def load(directory: str | os.PathLike[str]) -> Result | list[Result]:
     that names the file where one is cut short or malformed. Below a folder, unfinished runs are
     passed over.
     """
-    path = Path(directory)
+    path = path_of("directory", directory)
     if not path.is_dir():
         raise FileNotFoundError(f"directory is {path}, which is not a folder.")
     if (path / SUMMARY).exists():
@@ -115,7 +119,7 @@ def table(results: Result | Iterable[Result]) -> list[dict[str, Any]]:
     a summary lacks is None.
     """
     rows = []
-    for result in [results] if isinstance(results, Result) else results:
+    for result in _each(results):
         row = {name: result.summary.get(name) for name in ("agent", "env", "seeds", "total_steps")}
         for group in ("episode_return", "evaluation"):
             scores = result.summary.get(group) or {}
@@ -135,7 +139,7 @@ def frame(results: Result | Iterable[Result]) -> pandas.DataFrame:
     import pandas
 
     parts = []
-    for result in [results] if isinstance(results, Result) else results:
+    for result in _each(results):
         if "labels" not in result.summary:
             raise ValueError(f"{result.directory} holds no sweep; results.table takes single runs")
         seeds, points = result.summary["seeds"], result.summary["points"]
@@ -149,7 +153,18 @@ def frame(results: Result | Iterable[Result]) -> pandas.DataFrame:
         if "diverged_at" in result.metrics:
             columns["diverged_at"] = result.metrics["diverged_at"].ravel()
         parts.append(pandas.DataFrame(static | columns, index=range(len(columns["seed"]))))
+    if not parts:
+        raise ValueError("results is empty; it takes at least one Result")
     return pandas.concat(parts, ignore_index=True)
+
+
+def _each(results: Result | Iterable[Result]) -> list[Result]:
+    found = [results] if isinstance(results, Result) else results
+    require_kind("results", found, Iterable, wanted="what results.load returns: a Result, or a list of them")
+    found = list(found)
+    for result in found:
+        require_kind("one of results", result, Result, wanted="a Result, as results.load returns")
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -217,6 +232,7 @@ def json_bytes(value: Mapping[str, Any], name: str) -> bytes:
 
 def npz_bytes(metrics: Mapping[str, Any]) -> bytes:
     """The content of an npz file with these arrays; raises TypeError on what it cannot hold."""
+    require_kind("metrics", metrics, Mapping, wanted="a dict: name -> array")
     # As np.savez does, whose keyword arguments would forbid a metric named "file".
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -229,6 +245,10 @@ def npz_bytes(metrics: Mapping[str, Any]) -> bytes:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file at one stroke: whoever reads finds the old content or the new, whole."""
+    path = path_of("path", path)
+    require_kind("content", content, bytes, wanted="bytes")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path is {path}, and {path.parent} is no folder; it takes one that is there")
     # In the same folder, since a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -242,14 +262,23 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _folder_name(text: str, name: str) -> str:
+    require_kind(name, text, str, wanted="a name with letters or digits")
     cleaned = re.sub(r"[^\w.+-]+", "-", text).strip("-.")
     if not cleaned:
         raise ValueError(f"{name} is {text!r}; it takes a name with letters or digits.")
     return cleaned
 
 
+def _file(name: str, value: Any) -> Path:
+    path = path_of(name, value)
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} is {path}, which is no file; it takes one that is there")
+    return path
+
+
 def load_run(path: Path) -> Result:
     """Read one run directory; raises FileNotFoundError for a missing file and ValueError for a broken one."""
+    path = path_of("path", path)
     for name in (SETTINGS, METRICS):
         if not (path / name).exists():
             raise FileNotFoundError(f"{path} holds no {name}, though it holds a {SUMMARY}.")
@@ -263,6 +292,7 @@ def load_run(path: Path) -> Result:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises ValueError, naming the file, where it is malformed."""
+    path = _file("path", path)
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
@@ -274,6 +304,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_npz(path: Path) -> dict[str, Any]:
     """The arrays of an npz file; raises ValueError, naming the file, where it is cut short or malformed."""
+    path = _file("path", path)
     # Opened as a zip file first: np.load would take anything else for a pickle.
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from purerl.base import Agent, Rollout, Transition, pytree_dataclass, where
+from purerl.base import Agent, Rollout, Transition, pytree_dataclass, require_env, where
+from purerl.checks import shown
 
 
 @pytree_dataclass
@@ -39,14 +42,19 @@ class Totals(NamedTuple):
 def cast_params(env: Any, env_params: PyTree) -> PyTree:
     """Return the environment's parameters, its own if `env_params` is None, with the shapes and dtypes of its own.
 
-    Raises ValueError for another structure or shape, and names the parameter.
+    Raises ValueError for another structure or shape, and names the parameter; TypeError for what is no number.
     """
+    require_env("env", env)
     if env_params is None:
         return env.params
     if jax.tree.structure(env_params) != jax.tree.structure(env.params):
-        raise ValueError(f"env_params is {env_params!r}; {env.name} takes {type(env.params).__name__}: {env.params!r}")
+        raise ValueError(
+            f"env_params is {shown(env_params)}; {env.name} takes {type(env.params).__name__}: {env.params!r}"
+        )
 
     def cast(path: Any, leaf: Any, own: Array) -> Array:
+        if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind not in "biuf":
+            raise TypeError(f"env_params{jax.tree_util.keystr(path)} is {shown(leaf)}; it takes a number")
         if jnp.shape(leaf) != own.shape:
             raise ValueError(
                 f"env_params{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}; {env.name} takes {own.shape}. "
@@ -55,6 +63,14 @@ def cast_params(env: Any, env_params: PyTree) -> PyTree:
         return jnp.asarray(leaf, own.dtype)
 
     return jax.tree_util.tree_map_with_path(cast, env_params, env.params)
+
+
+def _require_actions(action: PyTree, env: Any) -> None:
+    """Raise a ValueError, while tracing, unless the shapes of actions are those that the environment takes."""
+    wanted = jax.tree.map(lambda space: (env.spec.num_envs, *space.shape), env.spec.action)
+    got = jax.tree.map(jnp.shape, action)
+    if got != wanted:
+        raise ValueError(f"agent acts with the shape {got} in {env.name}, which takes {wanted}; give one for env.spec")
 
 
 def step_keys(key: Key[Array, ""], length: int) -> StepKeys:
@@ -90,7 +106,14 @@ def unroll(
     fresh = agent.start(env.spec.num_envs)
 
     def step(episodes: Episodes, keys: StepKeys) -> tuple[Episodes, tuple[Transition, Totals]]:
-        action, memory = agent.act(keys.act, state, episodes.memory, episodes.observation, hypers, greedy=greedy)
+        try:
+            action, memory = agent.act(keys.act, state, episodes.memory, episodes.observation, hypers, greedy=greedy)
+        except jax.errors.JAXTypeError:  # an agent that cannot be traced: jax says where
+            raise
+        except (TypeError, ValueError, FlaxError) as error:  # of an agent for other observations, or its networks
+            reason = f"agent cannot act on what {env.name} shows, {env.spec.observation}"
+            raise ValueError(f"{reason}; it takes one made for env.spec ({error})") from error
+        _require_actions(action, env)
         observation, env_state, reward, terminated, truncated, next_observation = env.step(
             keys.env, episodes.env_state, action, env_params
         )

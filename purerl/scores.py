@@ -10,6 +10,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from purerl.checks import is_count, require_count, require_function
+
 
 @overload
 def interquartile_mean(x: ArrayLike, axis: None = None) -> float: ...
@@ -24,6 +26,8 @@ def interquartile_mean(x: ArrayLike, axis: int | None = None) -> float | Float[n
     4.3.
     """
     scores = _finite(x)
+    if axis is not None and not (is_count(axis, least=-scores.ndim) and axis < scores.ndim):
+        raise ValueError(f"axis is {axis!r}; it takes None, or an axis of scores of shape {scores.shape}.")
     if axis is None:
         return float(stats.trim_mean(scores.ravel(), 0.25))
     return np.asarray(stats.trim_mean(scores, 0.25, axis=axis))
@@ -51,10 +55,11 @@ def bootstrap_interval(
         raise ValueError(f"x has shape {scores.shape}; it takes [runs] or [runs, tasks].")
     if scores.shape[0] < 2:
         raise ValueError(f"x has {scores.shape[0]} run; a bootstrap takes at least 2 to resample.")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}; it takes a number between 0 and 1.")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it takes a positive number.")
+    if isinstance(confidence, str) or not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence is {confidence!r}; it takes a number between 0 and 1.")
+    require_count("resamples", resamples)
+    require_count("seed", seed, least=0)
+    require_function("statistic", statistic, wanted="a function such as np.mean")
     table = scores if scores.ndim == 2 else scores[:, None]
     runs, tasks = table.shape
     drawn = np.random.default_rng(seed).integers(runs, size=(resamples, runs, tasks))
@@ -92,7 +97,7 @@ def performance_profile(x: ArrayLike, thresholds: ArrayLike) -> Float[np.ndarray
     Raises ValueError where `x` is empty or not finite. Dolan & Moré (2002); Agarwal et al. (2021), section 4.2.
     """
     scores = np.sort(_finite(x).ravel())
-    return 1.0 - np.searchsorted(scores, np.asarray(thresholds, np.float64), side="right") / scores.size
+    return 1.0 - np.searchsorted(scores, _finite(thresholds, "thresholds"), side="right") / scores.size
 
 
 def summary(per_seed: ArrayLike) -> dict[str, Any]:

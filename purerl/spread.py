@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from purerl.base import require_count
+from purerl.checks import require_count
 
 _UNKNOWN = 2**62  # bytes of memory, where the system does not tell
 

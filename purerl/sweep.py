@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from purerl import spread as spreading
 from purerl.archive import Archive
-from purerl.base import require_count
+from purerl.base import require_keys
+from purerl.checks import require_count, require_function, require_kind
 from purerl.points import Batch, choice, grid, listed, log_uniform, product, sample, uniform
 from purerl.spread import Spread
 
@@ -77,9 +78,12 @@ def run(
     `train` then returns a dict of arrays. `progress` is told how many runs are there. Raises ValueError for no keys,
     and MemoryError as `fitting`.
     """
+    _require(train, keys, batch, spread)
     points, seeds = batch.points, len(keys)
-    require_count("the number of keys", seeds)
     total = points * seeds
+    if archive is not None and (archive.points, archive.seeds) != (points, seeds):
+        held = f"{archive.points} points x {archive.seeds} seeds"
+        raise ValueError(f"archive is of {held}; it takes one of the {points} x {seeds} runs of this sweep")
     missing = np.arange(total) if archive is None else archive.missing()
     if len(missing) and spread is None:
         spread = fitting(train, keys, batch, spreading.choose(total))
@@ -107,6 +111,9 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
     How much it takes is read off the compiled program: states with their replay buffers, temporaries, results. On a
     CPU all devices share the memory, elsewhere it is that of each. Raises MemoryError if not even one run fits.
     """
+    _require(train, keys, batch, spread)
+    if memory is not None:
+        require_count("memory", memory)
     free = spreading.free_memory(spread) if memory is None else memory
     most = math.ceil(batch.points * len(keys) / len(spread.devices))
     spread = spread._replace(together=min(spread.together, most))
@@ -130,7 +137,14 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
 def each(
     train: Train, keys: Key[Array, " S"], batch: Batch, numbers: Int[np.ndarray, " R"], spread: Spread
 ) -> Iterator[tuple[Int[np.ndarray, " k"], PyTree]]:
-    """Compute runs of these numbers, and yield (their numbers [k], what they left, leaves [k, ...]) as they finish."""
+    """Compute runs of these numbers, and yield (their numbers [k], what they left, leaves [k, ...]) as they finish.
+
+    Raises ValueError for numbers that are not of these runs.
+    """
+    _require(train, keys, batch, spread)
+    outside = [number for number in numbers.tolist() if not 0 <= number < batch.points * len(keys)]
+    if outside:
+        raise ValueError(f"numbers has {outside[0]}; the runs have those from 0 to {batch.points * len(keys) - 1}")
     devices, (capacity, width, program) = len(spread.devices), _prepare(train, keys, batch, spread)
     waiting, size, began = numbers.tolist(), 1 if width == 1 else width, time.perf_counter()
     unread: list[tuple[list[int], list[int], Any]] = []
@@ -151,6 +165,14 @@ def each(
             if width == 1:
                 seconds, began = time.perf_counter() - began, time.perf_counter()
                 size = max(1, min(capacity, round(max(counts) * SECONDS_PER_CHUNK / max(seconds, 1e-3))))
+
+
+def _require(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread | None) -> None:
+    """Raise a TypeError or ValueError for what is no sweep."""
+    require_function("train", train, wanted="a function (key, hypers) -> arrays, such as training.trainer returns")
+    require_keys("keys", keys)
+    require_kind("batch", batch, Batch, wanted="a points.Batch, such as points.grid(hypers, discount=[0.9, 1])")
+    require_kind("spread", spread, Spread | None, wanted="a Spread, such as spread.choose(runs)")
 
 
 class _Prepared(NamedTuple):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from purerl import losses
-from purerl.base import Rollout, Spec, Transition, pytree_dataclass, require_discrete, select
+from purerl.base import Rollout, Spec, Transition, pytree_dataclass, require_discrete, require_spec, select
 from purerl.exploration import Exploration
 
 Own = TypeVar("Own")
@@ -86,6 +86,7 @@ def wait(step: Transition) -> Waiting:
 
 def sizes(spec: Spec, *, agent: str) -> tuple[int, int]:
     """Return the numbers of states and actions (S, A); a ValueError that names `agent` unless both are discrete."""
+    require_spec(spec, agent=agent)
     return (
         require_discrete(spec.observation, what="observation", agent=agent),
         require_discrete(spec.action, what="action", agent=agent),

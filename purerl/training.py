@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from purerl import evaluate, loop
-from purerl.base import Agent, pytree_dataclass, require_count
+from purerl.base import Agent, pytree_dataclass, require_agent, require_env
+from purerl.checks import require_count, require_kind, shown
 from purerl.loop import Phase
 from purerl.sweep import Train
 
@@ -27,6 +28,7 @@ class Watched:
 
 def watched(agent: Agent) -> Agent:
     """Return an agent that does the same, and notes in which update its metrics first held a NaN or an infinity."""
+    require_agent(agent)
 
     def init(key, hypers):
         return Watched(state=agent.init(key, hypers), updates=jnp.int32(0), diverged_at=jnp.int32(-1))
@@ -59,6 +61,7 @@ def trainer(
     ValueError for no phases, for steps and rows below one, and for rows that do not divide the last phase.
     """
     agents, counts = _checked(phases, env, length)
+    _require_judge(judge, max_steps)
     agents = [watched(agent) for agent in agents]
     require_count("rows", rows)
     if counts[-1] % rows:
@@ -127,6 +130,7 @@ def learner(
     one greedy episode of at most `max_steps` steps in each of its environments. Raises ValueError as `trainer`.
     """
     agents, counts = _checked(phases, env, length)
+    _require_judge(judge, max_steps)
 
     def begin(key, hypers):
         run_key, judge_key = jax.random.split(key)
@@ -164,8 +168,21 @@ def for_units(learner: Learner, state: PyTree, units: Int[Array, ""]) -> tuple[P
 
 def _checked(phases: Sequence[Phase], env: Any, length: int) -> tuple[list[Agent], list[int]]:
     """Return the agents of the phases and their iterations."""
+    require_env("env", env)
+    if isinstance(phases, Phase) or not isinstance(phases, Sequence):
+        raise TypeError(f"phases is {shown(phases)}; it takes a list of them: [Phase(agent, steps)]")
+    for phase in phases:
+        require_kind("a phase", phase, Phase, wanted="a loop.Phase: Phase(agent, steps)")
+        require_agent(phase.agent)
     if not phases:
         raise ValueError("phases is empty; it takes at least one")
     for name, count in [("length", length), *[("steps", phase.steps) for phase in phases]]:
         require_count(name, count)
     return [phase.agent for phase in phases], [-(-phase.steps // (length * env.spec.num_envs)) for phase in phases]
+
+
+def _require_judge(judge: Any, max_steps: int) -> None:
+    """Raise a TypeError or ValueError for what nothing can be judged in."""
+    if judge is not None:
+        require_env("judge", judge)
+    require_count("max_steps", max_steps)

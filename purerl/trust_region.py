@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from purerl.base import pytree_dataclass
+from purerl.base import pytree_dataclass, require_number_or_tracer
+from purerl.checks import require_count, require_function
 
 Number = Float[Array, ""] | float
 Scalar = Callable[[PyTree], Float[Array, ""]]
@@ -36,6 +37,9 @@ def fisher_vector_product(mean_kl: Scalar, params: PyTree, vector: PyTree, *, da
 
     With mean_kl(params) = KL(old‖params) averaged over states, H at the old parameters is the Fisher matrix.
     """
+    require_function("mean_kl", mean_kl, wanted="a function of the parameters")
+    _require_alike("vector", vector, params)
+    require_number_or_tracer("damping", damping, least=0.0)
     return _add(jax.jvp(jax.grad(mean_kl), (params,), (vector,))[1], damping, vector)
 
 
@@ -48,6 +52,8 @@ def gauss_newton_product(outputs: Callable[[PyTree], PyTree], divergence: Scalar
     the Fisher-vector product, at two thirds of the time: a derivative forwards and one backwards, instead of both ways
     through the gradient.
     """
+    require_function("outputs", outputs, wanted="a function of the parameters")
+    require_function("divergence", divergence, wanted="a function of what outputs returns")
     policy, forwards = jax.linearize(outputs, params)
     backwards = jax.linear_transpose(forwards, params)
 
@@ -62,6 +68,9 @@ def conjugate_gradient(product: Linear, target: PyTree, *, iterations: int, tole
 
     From x = 0, at most `iterations` steps, and none after r'r < `tolerance`, r = b - A x being what is left.
     """
+    require_function("product", product, wanted="a function x -> A x")
+    require_count("iterations", iterations, least=0)
+    require_number_or_tracer("tolerance", tolerance, least=0.0)
 
     def unfinished(carry: tuple[Array, PyTree, PyTree, PyTree, Array]) -> Array:
         step, _, _, _, squared = carry
@@ -92,6 +101,10 @@ def line_search(
 
     c is `backtrack_coefficient`. If none is acceptable the parameters are returned as they are.
     """
+    _require_alike("step", step, params)
+    require_function("acceptable", acceptable, wanted="a function of the parameters")
+    require_count("max_backtracks", max_backtracks, least=0)
+    require_number_or_tracer("backtrack_coefficient", backtrack_coefficient, least=0.0, most=1.0)
 
     def unfinished(carry: tuple[Array, PyTree, Array]) -> Array:
         tried, _, found = carry
@@ -131,6 +144,12 @@ def natural_step(
     the parameters are returned bit for bit. `fisher_product`, v -> H v, is by default `fisher_vector_product`;
     `gauss_newton_product` makes a faster one.
     """
+    for name, function in {"surrogate": surrogate, "mean_kl": mean_kl}.items():
+        require_function(name, function, wanted="a function of the parameters")
+    for name, count in {"cg_iterations": cg_iterations, "max_backtracks": max_backtracks}.items():
+        require_count(name, count, least=0)
+    for name, number in {"delta": delta, "damping": damping, "cg_tolerance": cg_tolerance}.items():
+        require_number_or_tracer(name, number, least=0.0)
     acceptance_kl = mean_kl if acceptance_kl is None else acceptance_kl
     before, gradient = jax.value_and_grad(surrogate)(params)
 
@@ -157,6 +176,13 @@ def natural_step(
         backtracks=backtracks,
         accepted=accepted,
     )
+
+
+def _require_alike(name: str, tree: PyTree, params: PyTree) -> None:
+    """Raise a ValueError unless a tree has the parts and shapes of the parameters."""
+    got, wanted = (jax.tree.map(jnp.shape, own) for own in (tree, params))
+    if got != wanted:
+        raise ValueError(f"{name} has the shapes {got}; it takes those of params, {wanted}")
 
 
 def _dot(one: PyTree, other: PyTree) -> Float[Array, ""]:

@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from purerl import archive, points, results, scores, sweep
 from purerl import spread as spreading
-from purerl.base import require_count
+from purerl.base import require_keys
+from purerl.checks import make_folder, require_count, require_function, require_kind, require_number, shown
 from purerl.spread import Spread
 from purerl.sweep import Train
 from purerl.workers import OWNER, Owner, SignsOfLife, Watch
@@ -37,12 +38,15 @@ _TICKET, _DIVERGED, _DESCRIPTION = "ticket", "diverged", "description"
 
 def storage_of(where: str | os.PathLike[str]) -> optuna.storages.BaseStorage:
     """Return Optuna's storage: of a URL (sqlite:///..., postgresql+psycopg://...) a database, else a journal file."""
+    require_kind("where", where, str | os.PathLike, wanted="a database's URL, or the path of a journal file")
     if str(where).startswith("sqlite:"):
         return _sqlite(str(where))
     if "://" in str(where):
         return optuna.storages.RDBStorage(str(where), engine_kwargs={"pool_pre_ping": True})
     path = Path(where)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"where is {path}, which is a folder; it takes the path of a journal file")
+    make_folder(path.parent, name="where")
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
@@ -74,6 +78,7 @@ def create(
     `description` says what is searched. Raises ValueError for a count below one, and, naming the first difference, for
     a study that is there with another description or count.
     """
+    _require_named(name, description, seed)
     require_count("trials", trials)
     study = optuna.create_study(storage=storage_of(where), study_name=name, direction="maximize", load_if_exists=True)
     own = results.to_json({"trials": trials} | dict(description or {}))
@@ -95,6 +100,8 @@ def open_study(
 
     Raises TimeoutError after them, and ValueError, naming the first difference, if `description` is another.
     """
+    _require_named(name, description, seed)
+    require_number("wait", wait, least=0.0)
     until = time.monotonic() + wait
     while True:
         # Half-made tables and a missing study look different in every storage.
@@ -113,8 +120,20 @@ def open_study(
     return study
 
 
+def _require_named(name: Any, description: Any, seed: Any) -> None:
+    require_kind("name", name, str, wanted="the name of a study, which is text")
+    require_kind("description", description, Mapping | None, wanted="a dict of what is searched")
+    require_count("seed", seed, least=0)
+
+
+def _require_study(study: Any) -> None:
+    if not isinstance(study, optuna.Study) or _DESCRIPTION not in study.user_attrs:
+        raise TypeError(f"study is {shown(study)}; it takes one that tune.create or tune.open_study returned")
+
+
 def size(study: optuna.Study) -> int:
     """Return how many trials a study is of."""
+    _require_study(study)
     return study.user_attrs[_DESCRIPTION]["trials"]
 
 
@@ -142,10 +161,19 @@ def work(
     `patience` seconds. Raises ValueError for distributions that Optuna has no like of, and RuntimeError if another
     worker takes the same number.
     """
+    _require_study(study)
+    require_function("train", train, wanted="a function (key, hypers) -> arrays, such as training.trainer returns")
+    require_keys("keys", keys)
+    require_function("score", score, wanted="a function: outputs [P, S, ...] -> scores [P, S]")
     require_count("batch", batch)
+    require_count("worker", worker, least=0)
+    require_kind("spread", spread, Spread | None, wanted="a Spread, such as spread.choose(runs)")
+    require_number("patience", patience)
     if patience < LEAST_PATIENCE:
         raise ValueError(f"patience is {patience}; it takes at least {LEAST_PATIENCE} seconds")
     points.require_within(base, distributions)
+    if not distributions:
+        raise ValueError("distributions is {}; it takes at least one hyper to search over")
     watch = Watch(patience)
     done = 0
     with SignsOfLife(study, worker, patience) as alive:
@@ -235,6 +263,7 @@ def _hand_out(study: optuna.Study) -> None:
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that are finished, those that diverged included, in the order in which they were asked for."""
+    _require_study(study)
     ended: dict[int, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished() and _counts(trial) and _TICKET in trial.user_attrs:

@@ -130,5 +130,5 @@ def test_evaluations_of_many_keys_in_one_program_equal_single_ones():
 @pytest.mark.parametrize("cap", [0, -5])
 def test_a_cap_below_one_is_named(cap):
     env = envs.make(probes.Countdown(), 2)
-    with pytest.raises(ValueError, match=f"max_steps is {cap}; an episode takes at least 1 step"):
+    with pytest.raises(ValueError, match=f"max_steps is {cap}; it takes a whole number of at least 1"):
         judge(env, max_steps=cap)(jax.random.key(0))

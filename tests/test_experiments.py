@@ -174,7 +174,7 @@ BAD = {
     ),
     "a negative seed": ("q_learning", ["--seed", "-1"], "seed is -1; it takes a whole number from 0"),
     "a seed of many bits": ("q_learning", ["--seed", str(2**32)], "seed is 4294967296; it takes"),
-    "a rate that is no number": ("sarsa", ["--hypers.learning-rate", "nan"], "hypers.learning_rate is nan"),
+    "a rate that is no number": ("sarsa", ["--hypers.learning-rate", "nan"], "Hypers.learning_rate is nan"),
     "a capacity that does not divide": ("dqn", ["--capacity", "101"], "capacity is 101"),
     "an empty batch": ("dqn", ["--batch-size", "0"], "batch_size is 0"),
     "a directory that holds a run": ("q_learning", ["--out", "FINISHED"], "already holds a finished run"),

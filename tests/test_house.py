@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "purerl"
 
 # A module imports only from lower levels. A folder counts as one module.
 LEVELS = {
+    "checks": -1,
     "base": 0,
     **dict.fromkeys(["returns", "losses", "distributions", "exploration"], 1),
     **dict.fromkeys(["trust_region", "mdps", "scores", "layers", "features", "points"], 1),

@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -38,3 +40,8 @@ def test_a_tabular_loop_is_compiled_as_one_function():
     calls = [line for line in text.splitlines() if 'xla_cpu_small_call="true"' in line]
     # Not only the few lines of a hash: the loop over iterations, with the table in it.
     assert any("f32[48,4]" in line for line in calls)
+
+
+def test_who_reads_results_need_not_wait_for_jax():
+    script = "import sys, purerl.results, purerl.scores, purerl.plots, purerl.metrics; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

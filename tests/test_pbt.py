@@ -184,7 +184,7 @@ def test_it_beats_random_search_where_the_best_rate_falls():
         ({"generations": 0}, "generations is 0"),
         ({"quantile": 0.6}, "quantile is 0.6; it takes a number from 0 to 0.5"),
         ({"quantile": 0.1}, "quantile is 0.1; of 4 members that is none"),
-        ({"factor": 0.5}, "factor is 0.5; it takes a number from 1 on"),
+        ({"factor": 0.5}, "factor is 0.5; it takes a number of at least 1"),
         ({"resample": -1.0}, "resample is -1.0"),
         ({"bounds": {"rate": BOUNDS["discount"]}}, "bounds has rate; the batch has no such number"),
         ({"bounds": {"discount": points.choice(1, 2)}}, "bounds of discount are Choice"),

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import losses, optimizers
+from purerl import actor_critic, losses, optimizers
 from purerl.actor_critic import ActorCritic, Params
-from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_num_envs
+from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
 
 
 @pytree_dataclass
@@ -40,11 +40,12 @@ def a2c(spec: Spec, actor: Network, critic: Network, *, torso: Network | None = 
 
     by one step per rollout. The target sums the rewards up to the rollout's or the episode's end and adds the value
     there: n-step, n falling from the rollout's length to 1 (mixed with shorter ones by lambda). With a `torso` both
-    networks read its features.
+    networks read its features. Raises ValueError for networks that do not fit the spec.
     """
-    network = ActorCritic(actor, critic, torso)
+    network = actor_critic.checked(ActorCritic(actor, critic, torso), spec, agent="a2c")
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="a2c")
         params = network.init(key, spec)
         return State(params=params, optimizer=optimizers.start(params), updates=jnp.int32(0))
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from purerl import exploration, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
 from purerl.exploration import Explore
 
 
@@ -41,9 +41,10 @@ def action_value_bandit(spec: Spec, *, explore: Explore = exploration.epsilon_gr
     episode ends does not matter. Rewards that meet in one cell each count. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="action_value_bandit")
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="action_value_bandit")
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
         return State(values=values, counts=jnp.zeros((states, actions), jnp.float32), visits=strategy.init())
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, select
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, select
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -33,9 +33,10 @@ def double_q_learning(spec: Spec, *, explore: Explore = exploration.epsilon_gree
     time, in the order of time and then of environments. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="double_q_learning")
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="double_q_learning")
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
         return State(first=values, second=jnp.copy(values), visits=strategy.init())
 

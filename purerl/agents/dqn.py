@@ -17,11 +17,14 @@ from purerl.base import (
     Spec,
     no_memory,
     pytree_dataclass,
-    require_count,
     require_discrete,
+    require_hypers,
+    require_spec,
+    require_values,
     select,
     zeros,
 )
+from purerl.checks import require_count, require_flag, require_function
 from purerl.exploration import Explore
 
 
@@ -71,15 +74,19 @@ def dqn(
 
     with fewer than n = `n_step` rewards where the episode ended before. It learns from whatever rollout it is handed,
     at least `n_step` long: wrap it in `replay.with_replay` for the algorithm of the paper. `schedule` is how
-    exploration goes from its start to its end. Raises ValueError unless the actions are discrete, and for `n_step`
-    below 1.
+    exploration goes from its start to its end. Raises ValueError unless the actions are discrete, for `n_step` below
+    1, and for a network of other sizes.
     """
-    require_discrete(spec.action, what="action", agent="dqn")
+    require_spec(spec, agent="dqn")
+    actions = require_discrete(spec.action, what="action", agent="dqn")
     require_count("n_step", n_step)
-
-    strategy = explore(spec)
+    require_flag("double", double)
+    require_function("schedule", schedule, wanted="a function such as exploration.linear_schedule")
+    require_values("network", network, zeros(spec.observation), (actions,), agent="dqn")
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="dqn")
         params = network.init(key, zeros(spec.observation))
         return State(
             params=params,

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
+from purerl.checks import require_count
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -38,9 +39,10 @@ def dyna_q(spec: Spec, *, planning_steps: int, explore: Explore = exploration.ep
     """
     states, actions = tables.sizes(spec, agent="dyna_q")
     require_count("planning_steps", planning_steps, least=0)
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="dyna_q")
         return State(
             values=jnp.full((states, actions), hypers.initial_value, jnp.float32),
             model=tables.unknown_model(states, actions),

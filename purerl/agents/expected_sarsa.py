@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -31,9 +31,10 @@ def expected_sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy)
     of time and then of environments. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="expected_sarsa")
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="expected_sarsa")
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
         return State(values=values, visits=strategy.init())
 

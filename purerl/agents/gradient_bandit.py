@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
 
 
 @pytree_dataclass
@@ -40,6 +40,7 @@ def gradient_bandit(spec: Spec) -> Agent:
     states, actions = tables.sizes(spec, agent="gradient_bandit")
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="gradient_bandit")
         return State(
             preferences=jnp.zeros((states, actions), jnp.float32),
             average=jnp.zeros(states, jnp.float32),

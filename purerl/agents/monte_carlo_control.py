@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, tables, whole_episodes
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count, require_flag
 from purerl.exploration import Explore
 
 
@@ -48,9 +49,11 @@ def monte_carlo_control(
     """
     states, actions = tables.sizes(spec, agent="monte_carlo_control")
     require_count("window", window)
-    strategy = explore(spec)
+    require_flag("first_visit", first_visit)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="monte_carlo_control")
         return State(
             values=jnp.full((states, actions), hypers.initial_value, jnp.float32),
             counts=jnp.zeros((states, actions), jnp.float32),

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, returns, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -36,10 +37,11 @@ def n_step_sarsa(spec: Spec, *, n: int, explore: Explore = exploration.epsilon_g
     one another. Raises ValueError for other spaces or n below 1.
     """
     states, actions = tables.sizes(spec, agent="n_step_sarsa")
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
     require_count("n", n)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="n_step_sarsa")
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
         return State(values=values, waiting=tables.nothing_waits((spec.num_envs, n)), visits=strategy.init())
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import losses, prediction, returns, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count
 from purerl.features import Features
 from purerl.prediction import Policy
 
@@ -40,11 +41,14 @@ def n_step_td(spec: Spec, features: Features, policy: Policy, *, n: int) -> Agen
 
     n = 1 is TD(0); with n at least as long as episodes it is every-visit, constant-alpha Monte Carlo. At an episode's
     end the steps that wait are learned from in their order, by the rewards there are, and V(next_observation) unless it
-    terminated. Not for replay: it learns from rollouts that follow one another. Raises ValueError for n below 1.
+    terminated. Not for replay: it learns from rollouts that follow one another. Raises ValueError for n below 1, and
+    for features or a policy of another spec.
     """
     require_count("n", n)
+    prediction.require_parts(spec, features, policy, agent="n_step_td")
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="n_step_td")
         places = spec.num_envs, n
         waiting = Waiting(
             active=jnp.zeros((*places, features.count), jnp.int32),

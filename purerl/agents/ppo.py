@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from purerl import actor_critic, losses, optimizers, returns
 from purerl.actor_critic import ActorCritic, Params
-from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_count, require_num_envs
+from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count, require_flag
 
 
 @pytree_dataclass
@@ -72,14 +73,17 @@ def ppo(
 
     by `epochs` passes over each rollout, shuffled anew into `minibatches`, with generalised advantage estimates A
     (of mean 0 and deviation 1 in each minibatch if `normalize_advantages`). With a `torso` both networks read its
-    features. Raises ValueError for counts below one, and while tracing for rollouts that minibatches do not divide, or
-    divide into steps by themselves if their advantages are to be normalised.
+    features. Raises ValueError for counts below one, for networks that do not fit the spec, and while tracing for
+    rollouts that minibatches do not divide, or divide into steps by themselves if their advantages are to be
+    normalised.
     """
     require_count("epochs", epochs)
     require_count("minibatches", minibatches)
-    network = ActorCritic(actor, critic, torso)
+    require_flag("normalize_advantages", normalize_advantages)
+    network = actor_critic.checked(ActorCritic(actor, critic, torso), spec, agent="ppo")
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="ppo")
         params = network.init(key, spec)
         return State(
             params=params,

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_count
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
+from purerl.checks import require_count
 from purerl.exploration import Explore
 
 
@@ -42,9 +43,10 @@ def prioritized_sweeping(spec: Spec, *, planning_steps: int, explore: Explore = 
     """
     states, actions = tables.sizes(spec, agent="prioritized_sweeping")
     require_count("planning_steps", planning_steps)
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="prioritized_sweeping")
         return State(
             values=jnp.full((states, actions), hypers.initial_value, jnp.float32),
             model=tables.unknown_model(states, actions),

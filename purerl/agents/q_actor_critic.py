@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import base, losses, optimizers
+from purerl import actor_critic, base, losses, optimizers
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import (
     Agent,
@@ -17,7 +17,9 @@ from purerl.base import (
     no_memory,
     pytree_dataclass,
     require_discrete,
+    require_hypers,
     require_num_envs,
+    require_spec,
     select,
     zeros,
 )
@@ -66,12 +68,14 @@ def q_actor_critic(spec: Spec, actor: Network, critic: Network) -> Agent:
     of a rollout waits in the state until it is known. States are not weighed by gamma^t, as is customary: below 1,
     gamma only shortens what Q looks ahead. Where the episode terminated the target is r, and where the clock
     ended it no action follows: the expectation of Q(s', .) under the policy stands in. Not for replay. Raises
-    ValueError unless actions are discrete.
+    ValueError unless actions are discrete and the networks fit the spec.
     """
-    require_discrete(spec.action, what="action", agent="q_actor_critic")
-    network = ActorCritic(actor, critic)
+    require_spec(spec, agent="q_actor_critic")
+    actions = require_discrete(spec.action, what="action", agent="q_actor_critic")
+    network = actor_critic.checked(ActorCritic(actor, critic), spec, agent="q_actor_critic", critic=(actions,))
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="q_actor_critic")
         params = network.init(key, spec)
         size = (spec.num_envs,)
         waiting = Waiting(

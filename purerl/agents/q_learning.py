@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -31,9 +31,10 @@ def q_learning(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> 
     cell of the table each count. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="q_learning")
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="q_learning")
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
         return State(values=values, visits=strategy.init())
 

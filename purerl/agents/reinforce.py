@@ -7,17 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import losses, optimizers, whole_episodes
+from purerl import actor_critic, losses, optimizers, whole_episodes
 from purerl.actor_critic import ActorCritic, Params
-from purerl.base import (
-    Agent,
-    Network,
-    Spec,
-    no_memory,
-    pytree_dataclass,
-    require_count,
-    require_num_envs,
-)
+from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_count, require_flag
 
 
 @pytree_dataclass
@@ -52,12 +45,16 @@ def reinforce(
     once, in the update after they ended: what a rollout's end cuts waits in the state. (The policy has then moved since
     such an episode began; the gradient is that of the policy as it is.) Only an episode of which more than `window`
     steps would have to wait is left out, and counted in the metric `excluded`. Where the clock ended the episode G goes
-    on with V; without a critic, for want of it, G is what was seen. Raises ValueError for a window below one.
+    on with V; without a critic, for want of it, G is what was seen. Raises ValueError for a window below one, and
+    for networks that do not fit the spec.
     """
     require_count("window", window)
-    network = ActorCritic(actor, critic)
+    require_flag("discount_states", discount_states)
+    values = None if critic is None else ()
+    network = actor_critic.checked(ActorCritic(actor, critic), spec, agent="reinforce", critic=values)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="reinforce")
         params = network.init(key, spec)
         return State(
             params=params,

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
 from purerl.exploration import Explore
 
 Hypers = tables.Hypers
@@ -33,9 +33,10 @@ def sarsa(spec: Spec, *, explore: Explore = exploration.epsilon_greedy) -> Agent
     another. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="sarsa")
-    strategy = explore(spec)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="sarsa")
         values = jnp.full((states, actions), hypers.initial_value, jnp.float32)
         return State(values=values, waiting=tables.nothing_waits((spec.num_envs,)), visits=strategy.init())
 

@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from purerl import exploration, losses, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
+from purerl.checks import require_flag
 from purerl.exploration import Explore
 
 
@@ -41,9 +42,11 @@ def sarsa_lambda(spec: Spec, *, replacing: bool = False, explore: Explore = expl
     that follow one another. Raises ValueError for other spaces.
     """
     states, actions = tables.sizes(spec, agent="sarsa_lambda")
-    strategy = explore(spec)
+    require_flag("replacing", replacing)
+    strategy = exploration.made(explore, spec)
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="sarsa_lambda")
         return State(
             values=jnp.full((states, actions), hypers.initial_value, jnp.float32),
             traces=jnp.zeros((spec.num_envs, states, actions), jnp.float32),

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from purerl import losses, prediction, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_num_envs
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
 from purerl.features import Features
 from purerl.prediction import Policy
 
@@ -35,10 +35,12 @@ def td_lambda(spec: Spec, features: Features, policy: Policy) -> Agent:
         w <- w + alpha / (features that are 1) delta e
 
     Each environment has its own traces, which an episode's end cuts; they learn in turn. Not for replay: it learns from
-    rollouts that follow one another.
+    rollouts that follow one another. Raises ValueError for features or a policy of another spec.
     """
+    prediction.require_parts(spec, features, policy, agent="td_lambda")
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="td_lambda")
         traces = jnp.zeros((spec.num_envs, features.size), jnp.float32)
         return State(weights=prediction.start(features, hypers), traces=traces)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl import exploration, tables
-from purerl.base import Agent, Spec, no_memory, pytree_dataclass
+from purerl.base import Agent, Spec, no_memory, pytree_dataclass, require_hypers
 
 
 @pytree_dataclass
@@ -41,6 +41,7 @@ def thompson_sampling(spec: Spec) -> Agent:
     states, actions = tables.sizes(spec, agent="thompson_sampling")
 
     def init(key, hypers):
+        require_hypers(hypers, Hypers, agent="thompson_sampling")
         table = states, actions
         return State(
             mean=jnp.full(table, hypers.prior_mean, jnp.float32),

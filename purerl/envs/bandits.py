@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from purerl.base import require_count
+from purerl.checks import require_count
 
 
 # The fields of a pytree also hold axes and shapes (vmap's in_axes, eval_shape): not type-checked.

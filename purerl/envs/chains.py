@@ -9,7 +9,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 from jaxtyping import Array, Bool, Float, Int
 
-from purerl.base import require_count
+from purerl.checks import require_count
 from purerl.envs.finite import EnvState, FiniteEnvironment, Outcomes, certain
 
 LEFT, RIGHT = range(2)

@@ -18,7 +18,7 @@ from gymnax.environments.misc.frozen_lake import EnvState as LakeState
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from purerl import exploration
-from purerl.base import require_count
+from purerl.checks import require_count, require_kind
 from purerl.envs.vectorised import create
 from purerl.mdps import MDP, Successors, Transitions, require_mdp, require_probabilities
 
@@ -111,10 +111,13 @@ def enumerate_mdp(env: str | environment.Environment, params: Any = None, **kwar
     """Return the MDP that an environment is, by name (with its constructor's `kwargs`) or as an object.
 
     Known are purerl's own (every `FiniteEnvironment`) and gymnax's FrozenLake; `planning` solves the arrays on which
-    agents then act. Time limits are no part of them. Raises TypeError for other environments.
+    agents then act. Time limits are no part of them. Raises TypeError for other environments, and for the parameters of
+    another one.
     """
     made = create(env, **kwargs)
-    params = made.default_params if params is None else params
+    own = made.default_params
+    params = own if params is None else params
+    require_kind("params", params, type(own), wanted=f"{type(own).__name__}, as {made.name} has")
     if isinstance(made, FrozenLake):
         states, starts, outcomes = made.n_states, int(jnp.argmax(made.desc.reshape(-1) == START)), _on_ice(made, params)
     elif isinstance(made, FiniteEnvironment):
@@ -211,7 +214,8 @@ def tabular_mdp(
     require_count("max_steps", max_steps)
     states = len(reward)
     if np.ndim(start) == 0:
-        if not 0 <= int(start) < states:
+        whole = not isinstance(start, bool) and np.asarray(start).dtype.kind in "iu"
+        if not (whole and 0 <= int(start) < states):
             raise ValueError(f"start is {start}; it takes one of the states 0 .. {states - 1}, or their probabilities")
         start = jax.nn.one_hot(start, states)
     if np.shape(start) != (states,):

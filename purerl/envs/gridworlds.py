@@ -18,6 +18,7 @@ from gymnax.environments import environment
 from gymnax.environments.misc.frozen_lake import FrozenLake
 from jaxtyping import Array, Bool, Float, Int
 
+from purerl.checks import require_flag, require_kind
 from purerl.envs.finite import EnvState, FiniteEnvironment, Outcomes, certain
 
 UP, RIGHT, DOWN, LEFT = range(4)
@@ -119,6 +120,9 @@ class WindyGridworld(Gridworld):
     rows, columns, start, goal = 7, 10, 30, 37
 
     def __init__(self, kings_moves: bool = False, with_stay: bool = False, stochastic_wind: bool = False):
+        flags = {"kings_moves": kings_moves, "with_stay": with_stay, "stochastic_wind": stochastic_wind}
+        for name, flag in flags.items():
+            require_flag(name, flag)
         if with_stay and not kings_moves:
             raise ValueError("with_stay=True needs kings_moves=True: staying is the ninth action, after 8 moves.")
         self.stochastic_wind = stochastic_wind
@@ -207,7 +211,11 @@ class Grid(NamedTuple):
 
 
 def grid_of(env: environment.Environment) -> Grid | None:
-    """Return the grid that an environment's states form, purerl's or FrozenLake's; None if they form none."""
+    """Return the grid that an environment's states form, purerl's or FrozenLake's; None if they form none.
+
+    Raises TypeError for what is no single environment, as `envs.create` returns it.
+    """
+    require_kind("env", env, environment.Environment, wanted="a single environment, as envs.create(name) returns")
     if isinstance(env, Gridworld):
         return Grid(env.rows, env.columns, MOVES[: env.num_actions])
     if isinstance(env, FrozenLake):

@@ -49,7 +49,7 @@ class DynaMaze(Gridworld):
     rows, columns = 6, 9
 
     def __init__(self, maze: str = "dyna"):
-        if maze not in MAZES:
+        if not isinstance(maze, str) or maze not in MAZES:
             raise ValueError(f"maze is {maze!r}; it takes {', '.join(MAZES)}")
         self.start, self.goal, self._before, self._after = MAZES[maze]
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from purerl.checks import require_count
+
 A, B, END = range(3)
 RIGHT, LEFT = range(2)
 
@@ -48,8 +50,7 @@ class MaximizationBias(environment.Environment[MaximizationBiasState, Maximizati
     name = property(lambda self: "MaximizationBias-purerl")
 
     def __init__(self, actions: int = 10):
-        if actions < 2:
-            raise ValueError(f"actions is {actions}; it takes at least 2, right and left")
+        require_count("actions", actions, least=2)  # right and left
         self._num_actions = actions
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, MaximizationBiasState]:

@@ -13,7 +13,8 @@ from gymnax.environments import spaces
 from gymnax.environments.environment import Environment
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from purerl.base import Box, Discrete, Spec, require_count, where
+from purerl.base import Box, Discrete, Spec, where
+from purerl.checks import require_count
 
 
 @runtime_checkable
@@ -66,6 +67,7 @@ def make(
     """
     require_count("num_envs", num_envs)
     environment = create(env, **kwargs)
+    action = _action_space(environment.action_space(environment.default_params))
     params = jax.tree.map(_as_array, environment.default_params)
     types = _Types(environment, params)
     if observation_dtype is not None:
@@ -80,7 +82,7 @@ def make(
         )
     spec = Spec(
         observation=_observation_space(environment.observation_space(environment.default_params), types),
-        action=_action_space(environment.action_space(environment.default_params)),
+        action=action,
         num_envs=int(num_envs),
     )
     return Env(

@@ -64,5 +64,5 @@ def test_the_reward_in_b_is_normal_with_the_numbers_of_the_parameters(mean, devi
 
 def test_fewer_than_two_actions_are_refused():
     assert envs.make("MaximizationBias-purerl", 1, actions=4).spec.action.n == 4
-    with pytest.raises(ValueError, match="actions is 1; it takes at least 2"):
+    with pytest.raises(ValueError, match="actions is 1; it takes a whole number of at least 2"):
         envs.make("MaximizationBias-purerl", 1, actions=1)
