@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from purerl import results
+from purerl.checks import is_count, make_folder, path_of, require_count
 
 if TYPE_CHECKING:
     import orbax.checkpoint as orbax
@@ -42,10 +43,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int = 2):
-        if keep < 2:
-            raise ValueError(f"keep is {keep}; it takes the number of checkpoints that stay, from 2 on")
-        self.directory, self.keep = Path(directory).absolute(), keep
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if not is_count(keep, least=2):
+            raise ValueError(f"keep is {keep!r}; it takes the number of checkpoints that stay, from 2 on")
+        self.directory, self.keep = path_of("directory", directory).absolute(), keep
+        make_folder(self.directory, name="directory")
         self._manager: Any = None
         self._thread = ThreadPoolExecutor(1)
         self._unfinished: tuple[int, Future[None]] | None = None
@@ -60,8 +61,10 @@ class Checkpoints:
         """
         import orbax.checkpoint as orbax
 
+        require_count("step", step, least=0)
         named = _named(tree)
-        header = {"format": FORMAT, "leaves": [_kind(*item) for item in named.items()], "about": dict(about or {})}
+        told = results.to_json(dict(about or {}), "about")
+        header = {"format": FORMAT, "leaves": [_kind(*item) for item in named.items()], "about": told}
         # By number, as orbax has its own mind about names. Leaves without elements it refuses; their shapes say all.
         arrays = {str(place): leaf for place, leaf in enumerate(named.values()) if leaf.size}
         arguments = orbax.args.Composite(tree=orbax.args.StandardSave(arrays), header=orbax.args.JsonSave(header))
@@ -184,8 +187,9 @@ def about(directory: Path, step: int | None = None) -> dict[str, Any]:
 
 def steps(directory: Path) -> list[int]:
     """Return the steps of which there are whole checkpoints, in order; damage is not looked for."""
-    found = [int(path.stem) for path in Path(directory).glob("*.json") if path.stem.isdecimal()]
-    return sorted(step for step in found if (Path(directory) / str(step)).is_dir())
+    folder = path_of("directory", directory)
+    found = [int(path.stem) for path in folder.glob("*.json") if path.stem.isdecimal()]
+    return sorted(step for step in found if (folder / str(step)).is_dir())
 
 
 def _header(directory: Path, step: int | None) -> tuple[int, dict[str, Any]]:

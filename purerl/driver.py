@@ -15,8 +15,9 @@ from jaxtyping import Array, Key, PyTree
 
 from purerl import evaluate, guards, loop, rollout
 from purerl import spread as spreading
-from purerl.base import Agent, cast_hypers
+from purerl.base import Agent, cast_hypers, require_agent, require_env, require_keys
 from purerl.checkpoint import Checkpoints
+from purerl.checks import is_count, require_count, require_kind, require_number
 from purerl.history import History
 from purerl.interrupts import Interrupt
 from purerl.loop import Phase
@@ -54,8 +55,9 @@ def seed_keys(seed: int, seeds: int) -> Key[Array, " S"]:
 
     Raises ValueError for a seed that is not a whole number of 32 bits: larger ones would repeat smaller ones.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}; it takes a whole number from 0 to 2**32 - 1")
+    require_count("seeds", seeds)
+    if not (is_count(seed, least=0) and seed < 2**32):
+        raise ValueError(f"seed is {seed!r}; it takes a whole number from 0 to 2**32 - 1")
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(seeds))
 
 
@@ -100,8 +102,24 @@ def drive(
     replay buffers included, is more than `memory` bytes (without it: than is free); OSError if the runs were asked to
     stop and could not be saved.
     """
+    require_keys("keys", keys)
+    for phase in phases:
+        require_kind("a phase", phase, Phase, wanted="a Phase(agent, steps)")
+        require_agent(phase.agent)
     if not phases or any(phase.steps < 1 for phase in phases):
         raise ValueError(f"phases take {[phase.steps for phase in phases]} steps; each takes at least 1")
+    for name, count, least in (("length", length, 1), ("log_every", log_every, 1), ("eval_every", eval_every, 0)):
+        require_count(name, count, least=least)
+    if checkpoint_every is not None:
+        require_count("checkpoint_every", checkpoint_every, least=0)
+    if eval_env is not None:
+        require_env("eval_env", eval_env)
+    if stop_at_return is not None:
+        require_number("stop_at_return", stop_at_return)
+    if memory is not None:
+        require_count("memory", memory)
+    require_kind("spread", spread, Spread | None, wanted="a Spread, as spread.choose returns")
+    require_kind("checkpoints", checkpoints, Checkpoints | None, wanted="Checkpoints(directory)")
     hypers = cast_hypers(hypers)
     params = rollout.cast_params(env, env_params)
     per_iteration = length * env.spec.num_envs

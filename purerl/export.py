@@ -16,8 +16,9 @@ from jax import export
 from jaxtyping import PyTree
 
 from purerl import results, rollout, sealed
-from purerl.base import Agent, cast_hypers, require_count
-from purerl.policies import Part, Policy, Program, path_of, spaces
+from purerl.base import Agent, cast_hypers, require_agent, require_env
+from purerl.checks import path_of, require_count
+from purerl.policies import Part, Policy, Program, place_of, spaces
 
 POLICY = "policy.zip"  # what the file is called in a run directory
 FORMAT = 1
@@ -45,11 +46,16 @@ def save_policy(
     agent is called. Raises ValueError for an agent with memory or one whose `act` depends on how many observations
     there are, and where the state has not `runs` runs.
     """
+    require_agent(agent)
+    require_env("env", env)
+    file, hypers = path_of("path", path), cast_hypers(hypers)
+    if state is None:
+        raise ValueError("state is None; it takes an agent's state, such as run.agent")
     if jax.tree.leaves(agent.start(1)):
         raise ValueError("agent has memory (its start returns arrays); save_policy takes agents without")
     params = jax.tree_util.tree_leaves_with_path(rollout.cast_params(env, env_params))
-    params = {path_of("", place): np.asarray(leaf) for place, leaf in params}
-    arrays, parts, tree = _arrays(state, cast_hypers(hypers), runs)
+    params = {place_of("", place): np.asarray(leaf) for place, leaf in params}
+    arrays, parts, tree = _arrays(state, hypers, runs)
     programs = {greedy: _exported(agent, parts, tree, env, greedy=greedy) for greedy in (True, False)}
     read = {place for _, takes in programs.values() for place in takes}
     kept = [part for part in parts if part.path in read]
@@ -71,7 +77,7 @@ def save_policy(
     members |= {f"arrays/{index}": np.asarray(arrays[part.path]).tobytes() for index, part in enumerate(kept)}
     members |= {f"env_params/{index}": leaf.tobytes() for index, leaf in enumerate(params.values())}
     members |= {f"{_KINDS[greedy]}.mlir": bytes(made.mlir_module_serialized) for greedy, (made, _) in programs.items()}
-    return sealed.write(path, members, **_KIND)
+    return sealed.write(file, members, **_KIND)
 
 
 def load_policy(path: str | os.PathLike[str], run: int = 0) -> Policy:
@@ -95,7 +101,8 @@ def load_policies(path: str | os.PathLike[str]) -> tuple[Policy, ...]:
 
 def _read(path: str | os.PathLike[str]) -> tuple[int, Callable[[int], Policy]]:
     """Return how many runs a file holds, and what makes the policy of one."""
-    file = Path(path) / POLICY if Path(path).is_dir() else Path(path)
+    file = path_of("path", path)
+    file = file / POLICY if file.is_dir() else file
     members = sealed.read(file, **_KIND)
     about = json.loads(members["policy.json"])
     about |= {
@@ -216,7 +223,7 @@ def _arrays(state: PyTree, hypers: PyTree, runs: int | None) -> tuple[dict[str, 
     if runs is not None:
         require_count("runs", runs)
     named, tree = jax.tree_util.tree_flatten_with_path((state, hypers))
-    arrays = {path_of(("state", "hypers")[place[0].idx], place[1:]): jnp.asarray(leaf) for place, leaf in named}
+    arrays = {place_of(("state", "hypers")[place[0].idx], place[1:]): jnp.asarray(leaf) for place, leaf in named}
     parts = []
     for place, leaf in arrays.items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, PyTree
 
+from purerl.checks import require_function
+
 _INSTALLED = str(Path(jax.__file__).parent.parent)
 
 
@@ -24,6 +26,7 @@ def has_nan(state: PyTree) -> Bool[Array, " S"]:
 
 def nan_checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` as (error, result), to jit: the error, for `require_none`, knows the first NaN made."""
+    require_function("function", function, wanted="a function of arrays")
     return checkify.checkify(function, errors=checkify.nan_checks)
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from purerl import rollout
-from purerl.base import Agent, cast_hypers, pytree_dataclass, require_count
+from purerl.base import Agent, cast_hypers, pytree_dataclass, require_agent, require_key, require_state
+from purerl.checks import require_count, require_kind
 
 # Keys are drawn at once for as many iterations as make about this many steps: drawn so, a key costs a few nanoseconds.
 _STEPS_PER_BLOCK = 1024
@@ -55,8 +56,9 @@ def begin(
 
     Raises ValueError for a leaf of `hypers` that is not a single number, TypeError for a key of the old kind.
     """
-    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise TypeError(f"key is {key!r}; it takes a typed key: jax.random.key(seed)")
+    require_key("key", key)
+    require_agent(agent)
+    require_count("episode_table", episode_table, least=0)
     hypers = cast_hypers(hypers)
     run_key, init_key, env_key = jax.random.split(key, 3)
     table = ()
@@ -93,11 +95,14 @@ def advance(
     are spread over calls changes the run. Raises ValueError for counts below one, and for rows that do not divide the
     iterations.
     """
+    require_kind("run", run, Run, wanted="a Run, as loop.begin returns")
+    require_agent(agent)
     for name, count in {"iterations": iterations, "length": length, "rows": rows}.items():
         require_count(name, count)
     if iterations % rows:
         raise ValueError(f"rows is {rows}, which does not divide the {iterations} iterations")
     hypers = cast_hypers(hypers)
+    require_state(agent, run.agent, hypers)
     params = rollout.cast_params(env, env_params)
     row = iterations // rows
     block = _block(row, at_most=max(1, _STEPS_PER_BLOCK // length))

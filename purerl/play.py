@@ -20,7 +20,7 @@ from jaxtyping import Array, Key, PyTree
 # cli comes first: it sees to it that jax uses all cores.
 from purerl import cli, envs, evaluate, export, results, rollout, scores
 from purerl.base import require_count
-from purerl.policies import Policy, path_of, spaces
+from purerl.policies import Policy, place_of, spaces
 
 FRAMES = 500  # steps that a GIF shows
 STEPS = 10_000  # at which an episode is cut off, unless a flag or the environment's own clock says otherwise
@@ -92,7 +92,7 @@ def _environment(policy: Policy, num_envs: int, *, restart: bool = True) -> tupl
         if spaces(space) != takes:
             raise ValueError(f"{policy.env} has {what} {space}; the policy was saved for {_plain(takes)}")
     named, tree = jax.tree_util.tree_flatten_with_path(env.params)
-    own = {path_of("", place): leaf for place, leaf in named}
+    own = {place_of("", place): leaf for place, leaf in named}
     if list(own) != list(policy.env_params):
         raise ValueError(f"{policy.env} has numbers {list(own)}; the policy was saved with {list(policy.env_params)}")
     return env, rollout.cast_params(env, jax.tree.unflatten(tree, policy.env_params.values()))

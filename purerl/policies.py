@@ -91,12 +91,12 @@ class Policy:
 def spaces(space: PyTree) -> tuple[Part, ...]:
     """Return the arrays of which observations, or actions, of this space consist."""
     return tuple(
-        Part(path_of("", place), str(np.dtype(leaf.dtype)), leaf.shape, leaf.n if isinstance(leaf, Discrete) else None)
+        Part(place_of("", place), str(np.dtype(leaf.dtype)), leaf.shape, leaf.n if isinstance(leaf, Discrete) else None)
         for place, leaf in jax.tree_util.tree_leaves_with_path(space)
     )
 
 
-def path_of(root: str, place: tuple[Any, ...]) -> str:
+def place_of(root: str, place: tuple[Any, ...]) -> str:
     """Return where a leaf stands, as in state.params['kernel']; `place` is jax's, and `root` the name of the tree."""
     return (root + jax.tree_util.keystr(place)).lstrip(".")
 
@@ -107,7 +107,7 @@ def _observed(observation: PyTree, parts: Sequence[Part]) -> tuple[list[Any], bo
         given = {"": observation}  # one array, for which a list of numbers will do
     else:
         named = jax.tree_util.tree_leaves_with_path(observation)
-        given = {path_of("", place): leaf for place, leaf in named}
+        given = {place_of("", place): leaf for place, leaf in named}
     if list(given) != [part.path for part in parts]:
         raise ValueError(f"observation has {list(given)}; it takes {[part.path for part in parts]}")
     leaves = [_one_observed(leaf, part) for leaf, part in zip(given.values(), parts, strict=True)]

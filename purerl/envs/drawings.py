@@ -14,6 +14,7 @@ from gymnax.environments.environment import Environment
 from gymnax.environments.misc.frozen_lake import GOAL, HOLE, START, FrozenLake
 from jaxtyping import Float, PyTree
 
+from purerl.checks import require_kind
 from purerl.envs.canvas import BLUE, GREEN, GRID, INK, ORANGE, PALE, RED, Canvas, gif
 from purerl.envs.finite import EnvState
 from purerl.envs.gridworlds import WIND, CliffWalking, Gridworld, JumpingGridworld, WindyGridworld, grid_of
@@ -36,6 +37,7 @@ class Scene(NamedTuple):
 
 def can_be_drawn(environment: Environment) -> bool:
     """Return whether `animate` knows the environment."""
+    _require_environment(environment)
     return environment.name in (*BY_GYMNAX, *_SCENES) or grid_of(environment) is not None
 
 
@@ -44,6 +46,9 @@ def animate(environment: Environment, params: PyTree, states: PyTree, returns: F
 
     Raises ValueError for an environment that cannot be drawn.
     """
+    _require_environment(environment)
+    if not len(returns):
+        raise ValueError("returns is empty; it takes one for each picture, of which there is at least one")
     states = jax.tree.map(np.asarray, states)
     scene = _scene(environment, params)
     if scene is not None:
@@ -53,6 +58,10 @@ def animate(environment: Environment, params: PyTree, states: PyTree, returns: F
     raise ValueError(
         f"env is {environment.name}, which cannot be drawn; grids, {', '.join((*_SCENES, *BY_GYMNAX))} can"
     )
+
+
+def _require_environment(environment: Any) -> None:
+    require_kind("environment", environment, Environment, wanted="an environment of gymnax's, as envs.create returns")
 
 
 def _caption(step: int, total: float) -> str:

@@ -22,11 +22,10 @@ class Row(NamedTuple):
     call: Callable[[], Any]
     error: type[Exception]
     words: tuple[str, ...]  # all of which the message holds, the argument's name among them
-    pending: str = ""  # why the check is not there yet, if it is not
 
 
-def row(label: str, call: Callable[[], Any], error: type[Exception], *words: str, pending: str = "") -> Row:
-    return Row(label, call, error, words, pending)
+def row(label: str, call: Callable[[], Any], error: type[Exception], *words: str) -> Row:
+    return Row(label, call, error, words)
 
 
 FLOAT, WHOLE = np.dtype(np.float32), np.dtype(np.int32)
