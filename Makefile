@@ -10,7 +10,7 @@ DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint format bench clean
+.PHONY: help venv demo test test-thorough test-slow lint format bench clean
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,7 +43,10 @@ demo: $(CORE) ## install the core and train PPO on CartPole (DEMO_ARGS="...")
 	$(BIN)/python experiments/ppo.py $(DEMO_ARGS)
 
 test: $(DEV) ## run the fast tests, spread over the cores
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+test-thorough: $(DEV) ## run what the fast tests do for more agents, environments and scripts
+	$(BIN)/python -m pytest --thorough -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(DEV) ## run the learning tests not yet measured on this source (FRESH=1: all)
 	$(BIN)/python -m pytest --slow $(if $(FRESH),--fresh)

@@ -1,6 +1,7 @@
 """What every test runs under: shapes checked, a cold compile cache, two tiers (slow_tier.py)."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -34,6 +35,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # the pinned jaxlib.
 if "--slow" not in sys.argv and "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+    os.environ.setdefault("JAX_USE_SHARDY_PARTITIONER", "false")
+
+# Tracing makes many objects and few cycles: to look for these less often saves a twentieth.
+gc.set_threshold(200_000, 20, 20)
 
 # Two devices, as on a machine with two cores: what is spread over devices is so here too.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
@@ -46,6 +51,7 @@ jaxtyping.install_import_hook("purerl", "beartype.beartype")
 # compiler would come too late.
 import purerl  # noqa: E402, F401
 
+_TIERS = ("slow", "thorough")
 _FIGURE = pytest.StashKey[str]()
 _STARTED = pytest.StashKey[float]()
 _SOURCE = pytest.StashKey[str]()
@@ -55,16 +61,17 @@ _COMMIT = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("slow tier")
     group.addoption("--slow", action="store_true", help="run the tests marked slow, and only those")
+    group.addoption("--thorough", action="store_true", help="run the tests marked thorough, and only those")
     group.addoption("--fresh", action="store_true", help="with --slow: measure all of them again")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    tier = bool(config.getoption("slow"))
-    others = [item for item in items if _is_slow(item) != tier]
+    tier = next((name for name in _TIERS if config.getoption(name)), "fast")
+    others = [item for item in items if _tier(item) != tier]
     if others:
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if _is_slow(item) == tier]
-    if not tier:
+        items[:] = [item for item in items if _tier(item) == tier]
+    if tier != "slow":
         return
     # Taken now, not at each test's end: what is measured is the code as imported, edited since or
     # not.
@@ -101,7 +108,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    if not _is_slow(item):
+    if _tier(item) != "slow":
         return (yield)
     try:
         result = yield
@@ -125,5 +132,5 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     return result
 
 
-def _is_slow(item: pytest.Item) -> bool:
-    return item.get_closest_marker("slow") is not None
+def _tier(item: pytest.Item) -> str:
+    return next((name for name in _TIERS if item.get_closest_marker(name)), "fast")

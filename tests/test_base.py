@@ -216,6 +216,7 @@ class Values(nnx.Module):
         return self.values(nnx.relu(self.hidden(observation)))
 
 
+@pytest.mark.thorough
 def test_a_network_of_the_other_flax_learns_under_vmap():
     spec = Spec(observation=box(4), action=Discrete(2), num_envs=2)
     agent = dqn.dqn(spec, from_nnx(Values))

@@ -23,7 +23,15 @@ from purerl.base import cast_hypers
 # For tests of what does not depend on how hard the compiler tries: most of their time is the compiler's.
 CHEAP = {"xla_backend_optimization_level": "0"}
 
-over_agents = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+def agents(*, thorough):
+    """Every agent; of some the test is for the thorough tier."""
+    cases = [pytest.param(case, marks=[pytest.mark.thorough] * thorough(case), id=case.name) for case in CASES]
+    return pytest.mark.parametrize("case", cases)
+
+
+# Of what is an agent already here, with other options.
+over_agents = agents(thorough=lambda case: case.name in ("dqn with options", "q_learning by UCB"))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +170,7 @@ def test_neither_chunks_nor_rows_nor_another_process_that_goes_on_change_a_bit(
     assert all(leaf.shape == (4,) for leaf in jax.tree.leaves(metrics))
 
 
-@over_agents
+@agents(thorough=lambda case: not case.table and case.name != "ppo")
 def test_vmap_over_seeds_and_hypers_is_the_same_as_separate_runs(case, setups, programs):
     setup = setups(case)
     keys = jax.random.split(jax.random.key(4), 3)

@@ -123,6 +123,7 @@ def two_phases():
     return run
 
 
+@pytest.mark.thorough
 def test_how_often_is_logged_changes_no_phase_and_no_bit(two_phases):
     outcome = two_phases(7)
     assert outcome.metrics["environment_steps"][0, -1] == 26 + 76

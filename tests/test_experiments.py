@@ -251,6 +251,7 @@ def test_unknown_parameters_given_from_python_are_named(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_a_script_runs_as_it_stands(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, ROOT / "experiments/q_learning.py", "--total-steps", "2000", "--out", out]
@@ -264,6 +265,7 @@ def test_a_script_runs_as_it_stands(tmp_path):
     assert results.load(out).summary["total_steps"] == 2000
 
 
+@pytest.mark.thorough
 def test_dqn_s_options_reach_the_agent(tmp_path):
     flags = ["--dueling", "--no-double", "--n-step", "2", "--explore", "boltzmann", "--schedule", "exponential"]
     found = run("dqn", tmp_path / "run", "--eval-every", "0", *flags, "--hypers.target-rate", "0.5")
@@ -277,6 +279,7 @@ def test_dqn_s_options_reach_the_agent(tmp_path):
     assert np.isfinite(found.metrics["loss"]).all()
 
 
+@pytest.mark.thorough
 def test_pictures_are_kept_as_bool_through_the_whole_run(tmp_path):
     script = load("dqn_minatar")
     small = ["--total-steps", "64", "--learning-starts", "32", "--capacity", "160", "--batch-size", "4"]

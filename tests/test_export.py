@@ -66,7 +66,13 @@ def same(one, other):
     return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+FEW = ("q_learning", "thompson_sampling", "dqn", "ppo", "trpo, continuous")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.thorough] * (case.name not in FEW), id=case.name) for case in CASES],
+)
 def test_a_loaded_policy_acts_as_the_agent_does_and_keeps_no_more_than_it_needs(case, tmp_path):
     env = envs.make(case.env, COUNT)
     agent = case.make(env.spec)

@@ -68,6 +68,7 @@ def test_a_row_per_iteration_leaves_the_run_as_it_is():
     chex.assert_trees_all_equal(by_iteration, by_call)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("iterations", "length"), [(13, 1), (13, 3), (2, 20)])
 def test_the_size_of_the_blocks_in_which_keys_are_drawn_changes_nothing(monkeypatch, iterations, length):
     agent, env, hypers = tabular()
@@ -106,6 +107,7 @@ def test_train_is_begin_and_advance():
     chex.assert_trees_all_equal(trained, both(key))
 
 
+@pytest.mark.thorough
 def test_vmapped_runs_equal_single_ones_and_differ_from_one_another():
     agent, env, hypers = tabular()
     train = jax.jit(lambda key: loop.train(key, agent, env, hypers, iterations=200))

@@ -50,6 +50,7 @@ def test_every_script_s_agents_fit_their_environments(name):
     fit(name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
     [{"squash": True, "shared_torso": True}, {"normalize_observations": False, "scale_returns": False}],
@@ -98,6 +99,7 @@ def test_what_a_script_cannot_run_is_told_in_a_sentence(tmp_path):
             run(name, tmp_path / "run", **settings)
 
 
+@pytest.mark.thorough
 def test_all_agents_are_compared_on_one_picture(tmp_path, capsys, monkeypatch):
     compare = load("compare")
     small = {}
@@ -125,6 +127,7 @@ def test_the_points_of_a_comparison_are_means_over_the_episodes_up_to_them():
     np.testing.assert_allclose(found, [[7.0, np.nan], [1.0, 6.0]])
 
 
+@pytest.mark.thorough
 def test_observations_of_other_types_are_normalised_for_agents_that_keep_them():
     """REINFORCE keeps what it observed, and FourRooms shows integers in an array: the moments make floats of them."""
     fit("reinforce", env="FourRooms-misc", normalize_observations=True)

@@ -42,6 +42,7 @@ def test_too_late_it_says_which_line_to_move(tmp_path):
     assert f"move line 5 of {tmp_path / 'script.py'} up, before anything that computes with jax" in done.stderr
 
 
+@pytest.mark.thorough
 def test_scripts_have_all_cores_by_importing_the_command_line_and_the_user_s_number_wins(tmp_path, monkeypatch):
     text = "import jax\nfrom purerl import cli\nprint(len(jax.devices()))\n"
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")

@@ -211,7 +211,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("categorical", marks=pytest.mark.thorough), "gaussian"])
 def test_with_a_shared_torso_the_gradient_is_that_of_all_losses_together(kind):
     features = Box(shape=(2,), dtype=np.float32, low=-np.inf, high=np.inf)
     spec = spec_of(NUM_ENVS)._replace(observation=features, action=KINDS[kind])

@@ -70,6 +70,7 @@ def test_normalisation_helps_where_it_should_and_hurts_nowhere(env, steps, seeds
     assert found[True]["mean"] >= found[False]["mean"] + gain
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("script", "settings", "least"),
     [

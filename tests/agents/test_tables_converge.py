@@ -66,6 +66,7 @@ def best_values(transition, reward, terminal, epsilon):
     return planning.action_values(value, transition, reward, terminal, DISCOUNT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", AGENTS)
 def test_each_comes_to_the_values_that_planning_computes(name):
     """Off the policy to those of the best; on it to those of the best that explores as much."""

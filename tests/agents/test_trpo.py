@@ -336,6 +336,7 @@ def test_the_critic_is_fitted_as_in_the_loop(kind, shared):
     assert not clipped.all()
 
 
+@pytest.mark.thorough
 def test_more_passes_fit_the_critic_better():
     losses = [float(learn(record(), critic_epochs=epochs)[2]["value_loss"]) for epochs in (1, 3)]
     assert losses[1] < 0.95 * losses[0]
@@ -358,6 +359,7 @@ def test_a_zero_rate_leaves_the_critic_as_it_is(shared):
 # --- the program ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_lanes_are_those_of_single_updates():
     agent, alone = made("gaussian")
     points = [

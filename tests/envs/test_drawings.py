@@ -37,7 +37,12 @@ def states_of(name):
     return env.params, jax.tree.map(lambda *leaves: np.stack(leaves)[:, 0], *states)
 
 
-@pytest.mark.parametrize("name", NAMES)
+FEW = ("CartPole-v1", "CliffWalking-purerl", "Breakout-MinAtar")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.thorough) for name in NAMES]
+)
 def test_every_state_is_a_picture_of_its_own(name):
     environment = envs.create(name)
     assert envs.can_be_drawn(environment)

@@ -80,6 +80,7 @@ def test_episodes_start_as_listed(env):
     assert (np.abs(frequency - probability) <= 5 * np.sqrt(probability * (1 - probability) / draws) + 1e-9).all()
 
 
+@pytest.mark.thorough
 @over_finite
 def test_it_runs_vectorised(env):
     made = envs.make(env, 3)

@@ -93,7 +93,12 @@ def weak(tree):
 LONG_TO_COMPILE = {"Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar"}  # of these the types are looked at alone
 
 
-@pytest.mark.parametrize("name", EVERY)
+FEW = {"CartPole-v1", "Pendulum-v1", "FrozenLake-misc", "Catch-bsuite", "CliffWalking-purerl", "Walk", OVERRIDING}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.thorough) for name in EVERY]
+)
 def test_every_environment_has_the_types_that_its_spec_says_and_keeps_them(name):
     env = envs.make(thing(name), N)
     assert env.spec.num_envs == N
