@@ -95,9 +95,11 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self.wait()
+            # What ended the context is what is told, not that a save before it failed, too.
+            with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+                self.wait()
         finally:
             self._close()
             self._thread.shutdown()

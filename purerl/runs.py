@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -37,17 +37,16 @@ def run(
         cli.require_fitting(plan, env, hypers, settings.length)
         settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
         spreading = cli.spread_of(settings, settings.seeds)
-        directory, description = opened(settings, agent, hypers)
-        if (directory / results.SUMMARY).exists():
+        directory, description, lock = opened(settings, agent, hypers)
+        if lock is None:
             print(f"{directory} holds this run, and it is finished")
             return results.load_run(directory)
-        lock = archive.locked(directory / "lock")
     seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
     where = f"; {spreading}" if settings.seeds > 1 else ""
     print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps{where}", flush=True)
     before = checkpoint.steps(directory / CHECKPOINTS)
-    if before:
-        print(f"goes on after {before[-1]:,} steps", flush=True)
+    if settings.resume:
+        print(f"goes on after {before[-1]:,} steps" if before else "begins: nothing is saved to go on from", flush=True)
     with lock:
         with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
             judge = eval_env if settings.eval_every else None
@@ -60,31 +59,43 @@ def run(
             raise cli.Failed(f"the results could not be written: {error}") from error
 
 
-def opened(settings: cli.Settings, agent: str, hypers: Any) -> tuple[Path, dict[str, Any]]:
-    """Return the directory of a run, and the settings that it holds now.
+def opened(settings: cli.Settings, agent: str, hypers: Any) -> tuple[Path, dict[str, Any], IO[bytes] | None]:
+    """Return the directory of a run, the settings that it holds now, and its lock, or None if the run is finished.
 
     Raises FileNotFoundError for a directory to go on in that holds no run, ValueError, naming the first difference, for
-    one that holds another, and FileExistsError for one that holds a run although none was to be gone on with.
+    one that holds another, and FileExistsError for one that holds a run although none was to be gone on with, or in
+    which another process is at work.
     """
     directory = settings.out or results.default_directory(agent, settings.env)
     if settings.resume not in (None, "auto"):
         directory = Path(settings.resume)
         if not (directory / results.SETTINGS).exists():
             raise FileNotFoundError(f"resume is {directory}, which holds no run ({results.SETTINGS})")
-    saved = bool(checkpoint.steps(directory / CHECKPOINTS))
-    if saved and settings.resume is None:
-        raise FileExistsError(f"out is {directory}, which holds a run to go on with: --resume {directory}")
     description = dataclasses.asdict(dataclasses.replace(settings, out=directory))
     del description["resume"]
     description = results.to_json(description | {"agent": agent, "numbers": hypers, "versions": results.versions()})
-    if settings.resume and (saved or (directory / results.SUMMARY).exists()):
-        archive.require_equal(
-            _bound(results.read_json(directory / results.SETTINGS)), _bound(description), f"{directory} holds a run"
-        )
-    else:
-        results.create(directory)
-        results.replace_file(directory / results.SETTINGS, results.json_bytes(description, "settings"))
-    return directory, description
+    if settings.resume and (directory / results.SUMMARY).exists():
+        _require_same(directory, description)
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # whoever wrote the summary was killed before this
+        return directory, description, None
+    results.create(directory)
+    lock = archive.locked(directory / "lock")
+    try:
+        if not checkpoint.steps(directory / CHECKPOINTS):
+            results.replace_file(directory / results.SETTINGS, results.json_bytes(description, "settings"))
+        elif settings.resume is None:
+            raise FileExistsError(f"out is {directory}, which holds a run to go on with: --resume {directory}")
+        else:
+            _require_same(directory, description)
+    except (OSError, ValueError):
+        lock.close()
+        raise
+    return directory, description, lock
+
+
+def _require_same(directory: Path, description: dict[str, Any]) -> None:
+    former = results.read_json(directory / results.SETTINGS)
+    archive.require_equal(_bound(former), _bound(description), f"{directory} holds a run")
 
 
 def _bound(description: dict[str, Any]) -> dict[str, Any]:

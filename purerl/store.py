@@ -54,6 +54,11 @@ class Store:
         found = checkpoint.restore(directory, {"given": shapes, "runs": runs, "history": checkpoint.REST})
         _require_same(found["given"], self.given, directory)
         history.go_on(found["history"], about["history"])
+        then, now = about["versions"], results.versions()
+        if others := [
+            f"{name} {then[name]}" for name in ("jax", "jaxlib", "purerl") if then.get(name) != now.get(name)
+        ]:
+            print(f"note: this was saved by {', '.join(others)}; bits may differ from here on", file=sys.stderr)
         self._steps = about["steps"]
         return Found(found["runs"], about["done"], about["steps"], about["last_evaluated"], about["compile_seconds"])
 
