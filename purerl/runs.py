@@ -33,7 +33,7 @@ def run(
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = cli.env_params_of(env, settings.env_params)
         plan = phases(env.spec)
-        cli.require_finite(hypers)
+        cli.require_sensible(hypers)
         cli.require_fitting(plan, env, hypers, settings.length)
         settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
         spreading = cli.spread_of(settings, settings.seeds)
