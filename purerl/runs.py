@@ -29,14 +29,14 @@ def run(
     cli.Stopped if it was asked to stop, once it is saved; cli.Failed if all seeds diverge, or nothing can be written.
     """
     with cli.bad_input():
+        cli.require_sensible(hypers)
+        spreading = cli.spread_of(settings, settings.seeds)
         env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = cli.env_params_of(env, settings.env_params)
         plan = phases(env.spec)
-        cli.require_sensible(hypers)
         cli.require_fitting(plan, env, hypers, settings.length)
         settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
-        spreading = cli.spread_of(settings, settings.seeds)
         directory, description = opened(settings, agent, hypers)
         if (directory / results.SUMMARY).exists():
             print(f"{directory} holds this run, and it is finished")

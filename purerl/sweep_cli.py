@@ -116,14 +116,15 @@ def task(
     for name, off in {"resume": None, "checkpoint_every": None, "debug_nans": False}.items():
         if getattr(settings, name) != off:
             raise ValueError(f"{name} is {getattr(settings, name)}; it is for scripts that train one agent")
+    _require_no_more(settings)
+    numbers = hypers(settings)
+    cli.require_sensible(numbers)
+    cli.spread_of(settings, 1)  # the devices that are asked for are there
     env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
     judge = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
-    env_params, numbers = cli.env_params_of(env, settings.env_params), hypers(settings)
+    env_params = cli.env_params_of(env, settings.env_params)
     plan = phases(settings, env.spec)
-    cli.require_sensible(numbers)
     cli.require_fitting(plan, env, numbers, settings.length)
-    cli.spread_of(settings, 1)  # the devices that are asked for are there
-    _require_no_more(settings)
     steps = sum(phase.steps for phase in plan)
     settings = cli.effective(settings, env_params, steps)
     env, judge = (one._replace(params=env_params) for one in (env, judge))  # for those that sweep no parameters

@@ -1,27 +1,47 @@
-"""Every flag of every script refuses bad input in a sentence; a new flag without rows in tests/bad_inputs fails here."""
+"""Every flag of every script refuses bad input in a sentence; a new flag without rows in the table fails here."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import pkgutil
 import sys
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from bad_inputs.flags import EITHER, FEW, PLAY, ROWS, TINY
 from scripts import EXPERIMENTS, load
 
-from purerl import cli, driver, envs, evaluate, export, pbt, play, results, sweep, tune
+from purerl import (
+    agents,
+    checks,
+    cli,
+    driver,
+    envs,
+    evaluate,
+    export,
+    pbt,
+    play,
+    prediction,
+    results,
+    sweep,
+    tables,
+    tune,
+)
 from purerl.agents import q_learning
 
 LEAST = 2
 NAMES = [file.stem for file in sorted(EXPERIMENTS.glob("*.py"))]
+MAKE = functools.cache(envs.make)
 # Groups whose flags are numbers of one kind, and stand in the table as one.
 ALIKE = {"hypers", "env_params", "sweep", "static", "log_uniform", "uniform", "choice"}
 
 
 @functools.cache
-def program(name):
+def program(name) -> Any:
     return play if name == PLAY else load(name)
 
 
@@ -130,12 +150,9 @@ def untrained(monkeypatch):
         (evaluate, "evaluate"),
     ):
         monkeypatch.setattr(module, name, begun)
-    monkeypatch.setattr(envs, "make", made)
+    monkeypatch.setattr(envs, "make", MAKE)
     monkeypatch.setattr(program("cliff_walking"), "train", begun)
     monkeypatch.setattr(program("textbook"), "panels_of", begun)
-
-
-made = functools.cache(envs.make)
 
 
 @pytest.mark.parametrize(
@@ -158,3 +175,54 @@ def test_a_bad_flag_is_refused(row, places, untrained, monkeypatch, capsys, tmp_
         assert printed.err.startswith("error: ")
         assert printed.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the ranges of hypers -------------------------------------------------------------------------------------------
+
+AGENTS = [importlib.import_module(f"purerl.agents.{module.name}") for module in pkgutil.iter_modules(agents.__path__)]
+
+
+@pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.__name__)
+def test_every_number_of_every_agent_has_a_range_and_its_default_is_within(agent):
+    numbers = vars(agent).get("Hypers", prediction.Hypers if "prediction" in vars(agent) else tables.Hypers)()
+    assert [name for name in vars(numbers) if name not in checks.RANGES] == []
+    cli.require_sensible(numbers)
+
+
+def test_the_defaults_of_scripts_are_within_their_ranges():
+    defaults = [program(name).Settings() for name in NAMES]
+    for numbers in [settings.hypers for settings in defaults if hasattr(settings, "hypers")]:
+        cli.require_sensible(numbers)
+
+
+def test_ranges_speak_of_numbers_that_there_are():
+    found = {name for agent in AGENTS if hasattr(agent, "Hypers") for name in vars(agent.Hypers())}
+    assert set(checks.RANGES) <= found | set(vars(tables.Hypers())) | set(vars(prediction.Hypers()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "within", "beyond"),
+    [
+        (checks.FINITE, (-1e30, 0), (np.inf, np.nan)),
+        (checks.NOT_NEGATIVE, (0, 1e30), (-1e-9, np.inf, np.nan)),
+        (checks.POSITIVE, (1e-9, 1e30), (0, -1, np.inf, np.nan)),
+        (checks.AT_LEAST_ONE, (1, 1e30), (0.999, np.inf, np.nan)),
+        (checks.FRACTION, (0, 1), (-1e-9, 1.001, np.nan)),
+        (checks.BELOW_ONE, (0, 0.999), (-1e-9, 1, np.nan)),
+    ],
+    ids=lambda value: getattr(value, "wanted", ""),
+)
+def test_a_range_holds_what_it_says(kind, within, beyond):
+    assert [value for value in within if not kind.holds(value)] == []
+    assert [value for value in beyond if kind.holds(value)] == []
+
+
+def test_a_number_without_a_range_takes_what_is_finite():
+    checks.require_in_range("hypers", "temper", -7.0)
+    with pytest.raises(ValueError, match=r"hypers.temper is inf; it takes a finite number"):
+        checks.require_in_range("hypers", "temper", np.inf)
+
+
+def test_what_diverges_is_no_mistake():
+    cli.require_sensible(tables.Hypers(learning_rate=1e30))
+    cli.require_sensible(tables.Hypers(learning_rate=3))

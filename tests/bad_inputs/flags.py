@@ -54,7 +54,6 @@ def count(script: str, flag: str, name: str, least: int) -> tuple[Row, ...]:
     return (
         bad(script, f"{flag} {least - 1}", f"{name} is {least - 1}; it takes a whole number", str(least)),
         untyped(script, f"{flag} 1.5"),
-        untyped(script, f"{flag} many"),
     )
 
 
@@ -63,29 +62,21 @@ def seed(script: str) -> tuple[Row, ...]:
     return (*count(script, "--seed", "seed", 0), bad(script, "--seed 4294967296", "seed is 4294967296; it takes"))
 
 
-def folder(script: str, name: str = "directory") -> tuple[Row, ...]:
+def folder(script: str) -> tuple[Row, ...]:
     """Return what the flag for the folder of results refuses."""
     return (
-        bad(script, "--out FILE", f"{name} is ", "which is a file; it takes a folder"),
-        bad(script, "--out FILE/run", "Not a directory"),
+        bad(script, "--out FILE", "directory is ", "which is a file; it takes a folder"),
         bad(script, "--out FINISHED", "already holds a finished run"),
     )
 
 
 def hypers(script: str, **others: str) -> tuple[Row, ...]:
     """Return what the numbers of any agent refuse, and `others` of this one's: name -> a value beyond its range."""
-    own = (
-        bad(script, f"--hypers.{name.replace('_', '-')} {value}", f"hypers.{name} is ", "it takes a number")
+    own = tuple(
+        bad(script, f"--hypers.{name.replace('_', '-')} {value}", f"hypers.{name} is ", "; it takes a ")
         for name, value in others.items()
     )
-    return (
-        untyped(script, "--hypers.learning-rate fast"),
-        bad(script, "--hypers.learning-rate nan", "Hypers.learning_rate is nan; it takes a number"),
-        bad(script, "--hypers.learning-rate inf", "hypers.learning_rate is inf; it takes a number of at least 0"),
-        bad(script, "--hypers.learning-rate -0.1", "hypers.learning_rate is -0.1; it takes a number of at least 0"),
-        bad(script, "--hypers.discount 1.5", "hypers.discount is 1.5"),
-        *own,
-    )
+    return (bad(script, "--hypers.discount 1.5", "hypers.discount is 1.5"), *own)
 
 
 def axes(script: str, group: str) -> tuple[Row, ...]:
@@ -161,7 +152,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         untyped("q_learning", "--stop-at-return best"),
         bad("sweep_ppo", "--stop-at-return 7", "stop_at_return is set; a sweep runs every point to its end"),
     ),
-    "cli.out": folder("q_learning"),
+    "cli.out": (*folder("q_learning"), bad("q_learning", "--out FILE/run", "Not a directory")),
     "cli.devices": (
         bad("q_learning", "--devices 0", "devices is 0; it takes a whole number of at least 1"),
         bad("q_learning", "--devices 99", "devices is 99; there are "),
@@ -242,7 +233,13 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("trpo", "--critic-minibatches 5", "critic_minibatches is 5, which does not divide the 32 steps"),
     ),
     "trpo.hypers": hypers("trpo", delta="-0.01", damping="-1", backtrack_coefficient="1.5"),
-    "q_learning.hypers": hypers("q_learning", exploration="1.5"),
+    "q_learning.hypers": (
+        *hypers("q_learning", exploration="1.5", initial_value="inf"),
+        untyped("q_learning", "--hypers.learning-rate fast"),
+        bad("q_learning", "--hypers.learning-rate nan", "Hypers.learning_rate is nan; it takes a number"),
+        bad("q_learning", "--hypers.learning-rate inf", "hypers.learning_rate is inf; it takes a number of at least 0"),
+        bad("q_learning", "--hypers.learning-rate -0.1", "hypers.learning_rate is -0.1; it takes a number of at least"),
+    ),
     "sarsa.hypers": hypers("sarsa", exploration="1.5"),
     "dqn.filters": (
         bad("dqn", "--filters 16", "convolutions take images"),
@@ -334,8 +331,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("sweep_dqn", "--sweep.target-period 0 9", "sweep.target_period is 0.0; it takes a number above 0"),
     ),
     "sweep_dqn.static": static("sweep_dqn"),
-    "sweep_ppo.sweep": grid("sweep_ppo"),
-    "sweep_ppo.static": static("sweep_ppo"),
+    "sweep_ppo.sweep": grid("sweep_ppo")[:2],
+    "sweep_ppo.static": static("sweep_ppo")[:2],
     "pbt.members": count("pbt", "--members", "members", 2),
     "pbt.generations": count("pbt", "--generations", "generations", 1),
     "pbt.quantile": (
@@ -358,15 +355,15 @@ ROWS: dict[str, tuple[Row, ...]] = {
         untyped("pbt", "--resample often"),
     ),
     "pbt.log_uniform": (
-        *axes("pbt", "log-uniform"),
+        *axes("pbt", "log-uniform")[:2],
         bad("pbt", "--log-uniform.discount 0 1", "low is 0.0; a log-uniform distribution takes a positive number"),
     ),
     "pbt.uniform": (
         *axes("pbt", "uniform"),
         bad("pbt", "--uniform.clip 0 1 --log-uniform.clip 0.1 1", "clip has two distributions; it takes one"),
     ),
-    "tune.log_uniform": axes("tune", "log-uniform"),
-    "tune.uniform": axes("tune", "uniform"),
+    "tune.log_uniform": axes("tune", "log-uniform")[3:],
+    "tune.uniform": axes("tune", "uniform")[:3],
     "tune.choice": (
         untyped("tune", "--choice.discount low"),
         bad("tune", "--choice.discount nan", "nan"),
