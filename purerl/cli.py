@@ -69,8 +69,10 @@ class Settings:
             value = getattr(self, name)
             if value is None and name in ("log_every", "eval_every", "checkpoint_every"):
                 continue
-            if not isinstance(value, int) or not at_least <= value < 2**32:
-                raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**32 - 1")
+            # Axes of arrays and lengths of loops are counted in 32 bits, one of them for the sign.
+            bits = 31 if name in ("num_envs", "length", "eval_episodes", "eval_max_steps") else 32
+            if not isinstance(value, int) or not at_least <= value < 2**bits:
+                raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**{bits} - 1")
         if self.memory is not None and not 0 < self.memory < np.inf:
             raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
         if self.stop_at_return is not None and np.isnan(self.stop_at_return):

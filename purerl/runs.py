@@ -168,7 +168,8 @@ def _drive(settings, plan, env, hypers, env_params, eval_env, progress, spreadin
                 debug_nans=settings.debug_nans,
             )
     except (MemoryError, checkpoint.Unfit) as error:
-        raise cli.BadInput(str(error)) from error
+        rows = f"log_every is {settings.log_every}: so many rows of metrics do not fit into memory"
+        raise cli.BadInput(str(error) or rows) from error  # Python itself says nothing
     except OSError as error:
         raise cli.Failed(str(error)) from error
     except jax.errors.JaxRuntimeError as error:

@@ -125,7 +125,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("q_actor_critic", "--env Pendulum-v1", "needs a discrete action space"),
     ),
     "cli.num_envs": count("dqn", "--num-envs", "num_envs", 1),
-    "cli.length": count("q_learning", "--length", "length", 1),
+    "cli.length": (
+        *count("q_learning", "--length", "length", 1),
+        bad("q_learning", "--length 2147483648", "length is 2147483648; it takes a whole number from 1 to 2**31 - 1"),
+    ),
     "cli.observation_dtype": (
         untyped("q_learning", "--observation-dtype float64"),
         bad("q_learning", "--observation-dtype bool", "is observed as an integer, no array"),
