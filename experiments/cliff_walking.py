@@ -19,6 +19,7 @@ from jaxtyping import Array, Key
 from purerl import cli, driver, envs, guards, loop, plots, results, rollout, scores, tables
 from purerl.agents import expected_sarsa, q_learning, sarsa
 from purerl.base import Agent, cast_hypers, require_count
+from purerl.checks import require_number
 from purerl.metrics import Progress
 
 AGENTS = {
@@ -163,7 +164,8 @@ def main(settings: Settings) -> None:
     """Train all three, print a table, save the picture."""
     try:
         env = envs.make("CliffWalking-purerl", 1)
-        cli.require_finite(settings.hypers)
+        cli.require_sensible(settings.hypers)
+        require_number("hypers.exploration", settings.hypers.exploration, least=0.0, most=1.0)  # epsilon
         keys = jax.vmap(jax.random.split)(driver.seed_keys(settings.seed, settings.seeds))
         directory = results.create(settings.out or results.default_directory("cliff_walking", env.name))
     except (ValueError, TypeError, OSError) as error:

@@ -50,6 +50,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in {"total_steps": 1, "seeds": 1, "seed": 0}.items():
             require_count(name, getattr(self, name), least=least)
+        if self.resume is not None and not self.resume.is_dir():
+            raise ValueError(f"resume is {self.resume}, which is no folder; it takes a folder of runs to go on in")
+        if self.resume is not None and self.out not in (None, self.resume):
+            raise ValueError(f"resume is {self.resume} and out is {self.out}; a run goes on where it is")
 
 
 def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
@@ -72,6 +76,8 @@ def main(settings: Settings) -> None:
     try:
         directory = settings.resume or settings.out or results.default_directory("compare", settings.env)
         chosen = possible(settings, directory)
+        if not chosen:
+            raise ValueError(f"env is {settings.env}; it takes one that at least one of the agents can have")
         directory = results.create(directory)
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error

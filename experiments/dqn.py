@@ -8,6 +8,7 @@ from typing import Literal
 from purerl import cli, exploration, networks, replay, results, runs
 from purerl.agents import dqn
 from purerl.base import Spec
+from purerl.checks import require_count, require_number
 from purerl.driver import Phase
 
 
@@ -38,6 +39,10 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
         raise ValueError(
             f"learning_starts is {settings.learning_starts}; it takes 1 to total_steps - 1 = {settings.total_steps - 1}"
         )
+    require_count("updates", settings.updates)  # the first phase alone makes none
+    if settings.explore == "epsilon_greedy":
+        for name in ("exploration_start", "exploration_end"):
+            require_number(f"hypers.{name}", getattr(settings.hypers, name), least=0.0, most=1.0)
     learner = dqn.dqn(
         spec,
         networks.action_values(spec, settings.hidden, filters=settings.filters, dueling=settings.dueling),

@@ -42,8 +42,9 @@ class Settings(ppo.Settings):
 def main(settings: Settings) -> results.Result:
     """Train the populations and write the folder."""
     with cli.bad_input():
-        for name in ("members", "generations"):
-            require_count(name, getattr(settings, name))
+        require_count("generations", settings.generations)
+        rules = {name: getattr(settings, name) for name in ("quantile", "factor", "resample")}
+        pbt.require_rules(settings.members, **rules)
         bounds = sweep_cli.distributions(settings) or USUAL
         task = sweep_cli.task(settings, ppo.phases, lambda settings: settings.hypers)
         directory = results.create(settings.out or results.default_directory("pbt_ppo", settings.env))
@@ -74,9 +75,7 @@ def main(settings: Settings) -> results.Result:
                         population,
                         bounds,
                         generations=settings.generations,
-                        quantile=settings.quantile,
-                        factor=settings.factor,
-                        resample=settings.resample,
+                        **rules,
                         spread=spreading,
                     )
                 )

@@ -140,7 +140,8 @@ def picture(judged: dict[str, Judged], path: Path) -> None:
 def main(settings: Settings) -> None:
     """Train with both treatments, print a table, save the picture."""
     try:
-        cli.require_finite(settings.hypers)
+        cli.require_sensible(settings.hypers)
+        driver.seed_keys(settings.seed, settings.seeds)  # of 32 bits
         made(settings)
         directory = results.create(settings.out or results.default_directory("pendulum_truncation", "Pendulum-v1"))
     except (ValueError, TypeError, OSError) as error:

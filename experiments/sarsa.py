@@ -7,6 +7,7 @@ import dataclasses
 from purerl import cli, results, runs
 from purerl.agents import sarsa
 from purerl.base import Spec
+from purerl.checks import require_number
 from purerl.driver import Phase
 
 
@@ -22,6 +23,7 @@ class Settings(cli.Settings):
 
 def phases(settings: Settings, spec: Spec) -> list[Phase]:
     """Return the one phase of a run."""
+    require_number("hypers.exploration", settings.hypers.exploration, least=0.0, most=1.0)  # epsilon
     return [Phase(sarsa.sarsa(spec), settings.total_steps)]
 
 

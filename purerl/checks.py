@@ -9,10 +9,49 @@ from __future__ import annotations
 import inspect
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Range(NamedTuple):
+    """What a number may be."""
+
+    wanted: str
+    holds: Callable[[float], bool]
+
+
+FINITE = Range("a finite number", math.isfinite)
+NOT_NEGATIVE = Range("a number of at least 0", lambda value: 0 <= value < math.inf)
+POSITIVE = Range("a number above 0", lambda value: 0 < value < math.inf)
+AT_LEAST_ONE = Range("a number of at least 1", lambda value: 1 <= value < math.inf)
+FRACTION = Range("a number from 0 to 1", lambda value: 0 <= value <= 1)
+BELOW_ONE = Range("a number from 0 to 1, less than 1", lambda value: 0 <= value < 1)
+
+# What hypers take, by the names that mean the same in every agent: beyond it a value can only be a mistake. One that
+# makes a run diverge is none, and a number that is not here takes whatever is finite.
+RANGES = {
+    **dict.fromkeys(["discount", "trace_decay", "learning_rate_decay", "target_rate"], FRACTION),
+    "backtrack_coefficient": FRACTION,
+    **dict.fromkeys(["adam_b1", "adam_b2"], BELOW_ONE),  # at 1 the moments' bias is divided by 0
+    **dict.fromkeys(["learning_rate", "learning_rate_end_fraction", "learning_rate_horizon"], NOT_NEGATIVE),
+    **dict.fromkeys(["exploration", "exploration_start", "exploration_end", "exploration_horizon"], NOT_NEGATIVE),
+    **dict.fromkeys(["value_weight", "entropy_weight", "critic_speed", "adam_eps"], NOT_NEGATIVE),
+    **dict.fromkeys(["clip", "value_clip", "max_kl", "target_kl", "delta", "damping", "threshold"], NOT_NEGATIVE),
+    **dict.fromkeys(["max_gradient_norm", "huber_delta", "target_period"], POSITIVE),
+    **dict.fromkeys(["prior_deviation", "reward_deviation"], POSITIVE),
+    "rate_adaptation": AT_LEAST_ONE,
+    **dict.fromkeys(["initial_value", "prior_mean", "baseline"], FINITE),
+}
+
+
+def require_in_range(group: str, name: str, value: Any) -> None:
+    """Raise a ValueError unless `value`, a number, is what the hyper `name` takes; the message names `group.name`."""
+    range_ = RANGES.get(name, FINITE)
+    if not range_.holds(float(value)):
+        raise ValueError(f"{group}.{name} is {value}; it takes {range_.wanted}")
 
 
 def shown(value: Any) -> str:

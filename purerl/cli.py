@@ -21,7 +21,7 @@ from purerl import spread
 with contextlib.suppress(RuntimeError):  # whoever imports this in the midst of something has decided already
     spread.use_all_cores()  # before gymnax is imported, and starts jax
 
-from purerl import driver, envs, loop, optimizers
+from purerl import checks, driver, envs, loop, optimizers
 from purerl.base import cast_hypers
 
 AnySettings = TypeVar("AnySettings")
@@ -69,8 +69,10 @@ class Settings:
             value = getattr(self, name)
             if value is None and name in ("log_every", "eval_every", "checkpoint_every"):
                 continue
-            if not isinstance(value, int) or not at_least <= value < 2**32:
-                raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**32 - 1")
+            # Axes of arrays and lengths of loops are counted in 32 bits, one of them for the sign.
+            bits = 31 if name in ("num_envs", "length", "eval_episodes", "eval_max_steps") else 32
+            if not isinstance(value, int) or not at_least <= value < 2**bits:
+                raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**{bits} - 1")
         if self.memory is not None and not 0 < self.memory < np.inf:
             raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
         if self.stop_at_return is not None and np.isnan(self.stop_at_return):
@@ -189,11 +191,10 @@ def annealed(settings: Settings, hypers: HypersT) -> HypersT:
     return dataclasses.replace(hypers, learning_rate_horizon=updates)
 
 
-def require_finite(hypers: Any) -> None:
-    """Raise a ValueError that names the first of `hypers` that is not finite."""
+def require_sensible(hypers: Any) -> None:
+    """Raise a ValueError that names the first of `hypers` that is not finite, or can only be a mistake."""
     for name, leaf in vars(cast_hypers(hypers)).items():
-        if not np.isfinite(leaf):
-            raise ValueError(f"hypers.{name} is {leaf}; it takes a finite number")
+        checks.require_in_range("hypers", name, float(str(np.float32(leaf))))  # in the shortest decimals
 
 
 def spread_of(settings: Settings, runs: int) -> spread.Spread:
@@ -253,6 +254,8 @@ def env_params_of(env: envs.Env, changes: dict[str, Any] | None) -> Any:
         if name not in vars(env.params):
             raise ValueError(f"env_params has {name}; {env.name} takes {', '.join(sorted(vars(env.params)))}")
         own = getattr(env.params, name)
+        if not np.isfinite(value).all():
+            raise ValueError(f"env_params.{name} is {value!r}; {env.name} takes finite numbers")
         arrays[name] = np.asarray(value).astype(own.dtype)
         if arrays[name].shape != own.shape or not np.isclose(arrays[name], value).all():
             kind = "a whole number" if own.dtype.kind == "i" else f"{own.dtype} of shape {own.shape}"

@@ -30,6 +30,16 @@ class Evolved(NamedTuple):
     runs: PyTree  # [P], at the end
 
 
+def require_rules(members: int, *, quantile: float, factor: float, resample: float) -> None:
+    """Raise a ValueError for a population of one, and for rules of `evolve` that are out of range or replace nobody."""
+    require_count("members", members, least=2)
+    require_number("quantile", quantile, least=0.0, most=0.5)
+    require_number("resample", resample, least=0.0, most=1.0)
+    require_number("factor", factor, least=1.0)
+    if 0 < quantile <= 0.5 / members:
+        raise ValueError(f"quantile is {quantile}; of {members} members that is none")
+
+
 def evolve(
     key: Key[Array, ""],
     learner: Learner,
@@ -60,11 +70,7 @@ def evolve(
         require_count(name, count)
     if batch.points < 2:
         raise ValueError(f"batch has {batch.points} point; a population takes at least 2")
-    require_number("quantile", quantile, least=0.0, most=0.5)
-    require_number("resample", resample, least=0.0, most=1.0)
-    require_number("factor", factor, least=1.0)
-    if 0 < quantile <= 0.5 / batch.points:
-        raise ValueError(f"quantile is {quantile}; of {batch.points} members that is none")
+    require_rules(batch.points, quantile=quantile, factor=factor, resample=resample)
     for name, bound in bounds.items():
         if not isinstance(bound, Uniform | LogUniform):  # a step from one choice to another is not known
             raise ValueError(f"bounds of {name} are {bound!r}; they take points.uniform or points.log_uniform")

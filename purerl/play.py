@@ -18,8 +18,8 @@ import tyro
 from jaxtyping import Array, Key, PyTree
 
 # cli comes first: it sees to it that jax uses all cores.
-from purerl import cli, envs, evaluate, export, results, rollout, scores
-from purerl.base import require_count
+from purerl import cli, driver, envs, evaluate, export, results, rollout, scores
+from purerl.checks import make_folder, require_count
 from purerl.policies import Policy, place_of, spaces
 
 FRAMES = 500  # steps that a GIF shows
@@ -59,22 +59,32 @@ def main(settings: Settings) -> Played:
     with cli.bad_input():
         require_count("episodes", settings.episodes)
         require_count("seed", settings.seed, least=0)
+        driver.seed_keys(settings.seed, 1)  # which takes no more than 32 bits
         file = settings.run_dir / export.POLICY if settings.run_dir.is_dir() else settings.run_dir
         one = settings.run
         policies = export.load_policies(file) if one is None else (export.load_policy(file, one),)
         env, params = _environment(policies[0], settings.episodes)
         if settings.max_steps is not None:
             require_count("max_steps", settings.max_steps)
+        target = None if settings.gif == "none" else _target(settings.gif, file)
         key = jax.random.key(settings.seed, impl=policies[0].key_type)
     saved = ", ".join(f"{name} {policies[0].versions[name]}" for name in ("purerl", "jax"))
     print(f"{policies[0].name} on {env.name}, saved by {saved}: {settings.episodes} greedy episodes a run", flush=True)
     steps = settings.max_steps or min(STEPS, int(getattr(params, "max_steps_in_episode", STEPS)))
     played = _played(key, policies, env, params, steps)
     _show(played, steps)
-    if settings.gif == "none":
+    if target is None:
         return played
-    target = Path(settings.gif) if settings.gif is not None else file.parent / "episode.gif"
     return dataclasses.replace(played, gif=_drawn(key, policies[0], params, min(steps, FRAMES), target))
+
+
+def _target(gif: str | None, file: Path) -> Path:
+    """Return the file to draw into, and make its folder: an OSError is told before anything is played."""
+    target = file.parent / "episode.gif" if gif is None else Path(gif)
+    if target.is_dir():
+        raise IsADirectoryError(f"gif is {target}, which is a folder; it takes a file to draw into, or none")
+    make_folder(target.parent, name="gif")
+    return target
 
 
 def _environment(policy: Policy, num_envs: int, *, restart: bool = True) -> tuple[envs.Env, Any]:
@@ -160,7 +170,6 @@ def _drawn(key: Key[Array, ""], policy: Policy, params: PyTree, steps: int, targ
         return None
     states, returns, ended = _episode(key, policy, params, steps)
     with cli.bad_input():
-        target.parent.mkdir(parents=True, exist_ok=True)
         results.replace_file(target, envs.animate(environment, params, states, returns))
     done = f"return {returns[-1]:,.2f} in {len(returns) - 1:,} step{'s' * (len(returns) != 2)}"
     print(f"{target}: an episode of run {policy.run}{'' if ended else ' (its beginning)'}, {done}")

@@ -29,14 +29,14 @@ def run(
     cli.Stopped if it was asked to stop, once it is saved; cli.Failed if all seeds diverge, or nothing can be written.
     """
     with cli.bad_input():
+        cli.require_sensible(hypers)
+        spreading = cli.spread_of(settings, settings.seeds)
         env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = cli.env_params_of(env, settings.env_params)
         plan = phases(env.spec)
-        cli.require_finite(hypers)
         cli.require_fitting(plan, env, hypers, settings.length)
         settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
-        spreading = cli.spread_of(settings, settings.seeds)
         directory, description, lock = opened(settings, agent, hypers)
         if lock is None:
             print(f"{directory} holds this run, and it is finished")
@@ -179,7 +179,8 @@ def _drive(settings, plan, env, hypers, env_params, eval_env, progress, spreadin
                 debug_nans=settings.debug_nans,
             )
     except (MemoryError, checkpoint.Unfit) as error:
-        raise cli.BadInput(str(error)) from error
+        rows = f"log_every is {settings.log_every}: so many rows of metrics do not fit into memory"
+        raise cli.BadInput(str(error) or rows) from error  # Python itself says nothing
     except OSError as error:
         raise cli.Failed(str(error)) from error
     except jax.errors.JaxRuntimeError as error:

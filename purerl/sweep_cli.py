@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Key
 
-from purerl import archive, cli, driver, envs, points, results, sweep, sweep_reports, training
+from purerl import archive, checks, cli, driver, envs, points, results, sweep, sweep_reports, training
 from purerl.archive import Archive
 from purerl.base import Spec
 from purerl.loop import Phase
@@ -60,12 +60,12 @@ def choices(settings: type) -> Any:
 def distributions(settings: Any) -> dict[str, points.Distribution]:
     """Return what `settings.log_uniform` and `settings.uniform` (LOW HIGH) and, if there, `settings.choice` ask for.
 
-    Raises ValueError for bounds that are not two, and for a number that two of them have.
+    Raises ValueError for bounds that are not two or beyond what the number takes, and for one that two of them have.
     """
     found: dict[str, points.Distribution] = {}
     for kind, make in (("log_uniform", points.log_uniform), ("uniform", points.uniform), ("choice", points.choice)):
         asked = dataclasses.asdict(getattr(settings, kind)) if hasattr(settings, kind) else {}
-        _require_horizons(kind, asked)
+        _require_sensible(kind, asked)
         for name, values in asked.items():
             if not values:
                 continue
@@ -116,14 +116,15 @@ def task(
     for name, off in {"resume": None, "checkpoint_every": None, "debug_nans": False}.items():
         if getattr(settings, name) != off:
             raise ValueError(f"{name} is {getattr(settings, name)}; it is for scripts that train one agent")
+    _require_no_more(settings)
+    numbers = hypers(settings)
+    cli.require_sensible(numbers)
+    cli.spread_of(settings, 1)  # the devices that are asked for are there
     env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
     judge = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
-    env_params, numbers = cli.env_params_of(env, settings.env_params), hypers(settings)
+    env_params = cli.env_params_of(env, settings.env_params)
     plan = phases(settings, env.spec)
-    cli.require_finite(numbers)
     cli.require_fitting(plan, env, numbers, settings.length)
-    cli.spread_of(settings, 1)  # the devices that are asked for are there
-    _require_no_more(settings)
     steps = sum(phase.steps for phase in plan)
     settings = cli.effective(settings, env_params, steps)
     env, judge = (one._replace(params=env_params) for one in (env, judge))  # for those that sweep no parameters
@@ -215,7 +216,7 @@ def run(
     """
     with cli.bad_input():
         chosen = {name: values for name, values in dataclasses.asdict(settings.sweep).items() if values} or dict(usual)
-        _require_horizons("sweep", chosen)
+        _require_sensible("sweep", chosen)
         statics = combinations(settings)
         tasks = [task(dataclasses.replace(settings, **static), phases, hypers, static) for static in statics]
         directory = settings.out or results.default_directory(f"sweep_{agent}", settings.env)
@@ -271,10 +272,16 @@ def _train(group: Group, agent: str, progress: Callable[[int], None]) -> None:
     print(f"results in {group.directory}: {', '.join([*files, 'summary.json', 'metrics.npz', 'settings.json'])}")
 
 
-def _require_horizons(flag: str, asked: Mapping[str, Sequence[float]]) -> None:
-    """Raise a ValueError for a horizon of 0, which stands for the whole run only as a setting."""
+def _require_sensible(flag: str, asked: Mapping[str, Sequence[float]]) -> None:
+    """Raise a ValueError for a value that no single run would take, and for a horizon of 0.
+
+    That stands for the whole run only as a setting. Values that are not finite are for who makes the points.
+    """
     if 0 in asked.get("learning_rate_horizon", ()):
         raise ValueError(f"{flag}.learning_rate_horizon has a 0; here it takes numbers of updates")
+    for name, values in asked.items():
+        for value in filter(np.isfinite, values):
+            checks.require_in_range(flag, name, value)
 
 
 def _require_no_more(settings: Any) -> None:

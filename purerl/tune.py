@@ -37,17 +37,28 @@ _TICKET, _DIVERGED, _DESCRIPTION = "ticket", "diverged", "description"
 
 
 def storage_of(where: str | os.PathLike[str]) -> optuna.storages.BaseStorage:
-    """Return Optuna's storage: of a URL (sqlite:///..., postgresql+psycopg://...) a database, else a journal file."""
+    """Return Optuna's storage: of a URL (sqlite:///..., postgresql+psycopg://...) a database, else a journal file.
+
+    Raises ValueError for a database that cannot be opened, OSError for a folder that cannot be made.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
     require_kind("where", where, str | os.PathLike, wanted="a database's URL, or the path of a journal file")
-    if str(where).startswith("sqlite:"):
-        return _sqlite(str(where))
-    if "://" in str(where):
-        return optuna.storages.RDBStorage(str(where), engine_kwargs={"pool_pre_ping": True})
+    if str(where).startswith("sqlite:") or "://" in str(where):
+        try:
+            return _sqlite(str(where)) if str(where).startswith("sqlite:") else _database(str(where))
+        except (ImportError, SQLAlchemyError) as error:  # no such kind of database, or it does not answer
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"where is {where}, which cannot be opened: {reason}") from error
     path = Path(where)
     if path.is_dir():
         raise IsADirectoryError(f"where is {path}, which is a folder; it takes the path of a journal file")
     make_folder(path.parent, name="where")
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+def _database(url: str) -> optuna.storages.BaseStorage:
+    return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 def _sqlite(url: str) -> optuna.storages.BaseStorage:

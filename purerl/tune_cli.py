@@ -55,10 +55,14 @@ def run(
     with cli.bad_input():
         for name in ("trials", "batch", "workers", "cpus", "minutes"):
             require_count(f"search.{name}", getattr(search, name))
+        if not search.name:
+            raise ValueError("search.name is ''; it takes the name of a study")
         space = sweep_cli.distributions(settings) or dict(usual)
         points.require_within(hypers(settings), space)
-        if search.patience < tune.LEAST_PATIENCE:
+        if not tune.LEAST_PATIENCE <= search.patience < np.inf:
             raise ValueError(f"search.patience is {search.patience}; it takes at least {tune.LEAST_PATIENCE} seconds")
+        if search.worker is not None:
+            require_count("search.worker", search.worker, least=0)
         task = sweep_cli.task(settings, phases, hypers)
         worker = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if search.worker is None else search.worker
         directory = _directory(settings, worker, f"tune_{agent}")
@@ -70,6 +74,7 @@ def run(
         where, seed = search.storage or directory / "journal.log", settings.seed + worker
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if worker == 0:
+            _require_storage(search.storage)  # or a folder would be left where nothing can be kept
             results.create(directory)
             study = tune.create(where, search.name, trials=search.trials, description=described, seed=seed)
         else:
@@ -110,6 +115,14 @@ def _directory(settings: Any, worker: int, script: str) -> Path:
     if settings.out is None and (worker > 0 or "SLURM_ARRAY_TASK_ID" in os.environ):
         raise ValueError(f"out is not given, and this is worker {worker}; all workers of a study take one --out")
     return settings.out or results.default_directory(script, settings.env)
+
+
+def _require_storage(storage: str | None) -> None:
+    try:
+        if storage is not None:
+            tune.storage_of(storage)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"search.storage is {storage}: {error}") from error
 
 
 def _submit(search: Search, directory: Path) -> None:

@@ -98,6 +98,10 @@ def plan(**changed: Any) -> Any:
     return halving.plan(**{"points": 9, "rungs": 2, "factor": 3, "units": 1} | changed)
 
 
+def rules(**changed: Any) -> None:
+    pbt.require_rules(**{"members": 4, "quantile": 0.25, "factor": 1.2, "resample": 0.25} | changed)
+
+
 def evolved(**changed: Any) -> Any:
     given = {"key": key(), "learner": learner(), "batch": grid(), "bounds": {"discount": points.uniform(0.0, 1.0)}}
     return pbt.evolve(**given | {"generations": 2} | changed)
@@ -262,6 +266,14 @@ ROWS: dict[str, tuple[Row, ...]] = {
         row("no keys", lambda: halved(keys=keys()[:0]), ValueError, "the number of keys is 0"),
         row("hypers for a batch", lambda: halved(batch=Hypers()), TypeError, "batch is"),
         row("devices for a spread", lambda: halved(spread=2), TypeError, "spread is 2"),
+    ),
+    "pbt.require_rules": (
+        row("one member", lambda: rules(members=1), ValueError, "members is 1; it takes a whole number of at least 2"),
+        row("a fraction of members", lambda: rules(members=2.5), ValueError, "members is 2.5"),
+        row("half and more", lambda: rules(quantile=0.6), ValueError, "quantile is 0.6", "from 0 to 0.5"),
+        row("none of them", lambda: rules(quantile=0.1), ValueError, "quantile is 0.1", "4 members"),
+        row("a factor of NaN", lambda: rules(factor=float("nan")), ValueError, "factor is nan"),
+        row("a negative probability", lambda: rules(resample=-0.1), ValueError, "resample is -0.1"),
     ),
     "pbt.evolve": (
         row("a key of the old kind", lambda: evolved(key=old_key()), TypeError, "key is"),
