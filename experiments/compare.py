@@ -81,10 +81,16 @@ def main(settings: Settings) -> None:
         directory = results.create(directory)
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error
-    try:
-        runs = {name: SCRIPTS[name].main(own) for name, own in chosen.items()}
-    except cli.Stopped as stop:
-        raise cli.Stopped(str(stop), directory) from None
+    runs = {}
+    for name, own in chosen.items():
+        try:
+            runs[name] = SCRIPTS[name].main(own)
+        except cli.Stopped as stop:
+            raise cli.Stopped(str(stop), directory) from None
+        except cli.Failed as error:
+            print(f"{name} is left out: {error}")
+    if not runs:
+        raise cli.Failed("none of the agents came to its end")
     picture(runs, directory / "compare.png", title=f"{settings.env}, {settings.seeds} seeds")
     print()
     for name, run in runs.items():

@@ -57,7 +57,7 @@ class Checkpoints:
         """Save arrays, and of `about` what JSON takes. Returns when they may be changed or donated; writing goes on.
 
         Raises OSError if this one or the one before could not be written; later ones may be none the less. Raises
-        TypeError for leaves that are no arrays.
+        TypeError for leaves that are no arrays, ValueError for a step that is not beyond the last one.
         """
         import orbax.checkpoint as orbax
 
@@ -69,11 +69,11 @@ class Checkpoints:
         arrays = {str(place): leaf for place, leaf in enumerate(named.values()) if leaf.size}
         arguments = orbax.args.Composite(tree=orbax.args.StandardSave(arrays), header=orbax.args.JsonSave(header))
         self.wait()
+        if step <= (last := max(steps(self.directory), default=-1)):
+            raise ValueError(f"step is {step}; {self.directory} holds step {last}: it takes a later one")
         with self._telling(step):
             self._manager = self._manager or self._opened()
-            if step in self._manager.all_steps():
-                _list_of(self.directory, step).unlink(missing_ok=True)
-                self._manager.delete(step)
+            _begun(self.directory, step).touch()
             self._manager.save(step, args=arguments, force=True)
         self._unfinished = step, self._thread.submit(self._finish, step)
 
@@ -88,8 +88,9 @@ class Checkpoints:
         self._manager.wait_until_finished()
         listed = json.dumps(_digests(self.directory / str(step)))
         results.replace_file(_list_of(self.directory, step), listed.encode())
+        _begun(self.directory, step).unlink()
         for path in self.directory.glob("*.json"):  # of steps that are kept no more
-            if not path.with_suffix("").exists():
+            if path.stem.isdecimal() and not path.with_suffix("").exists():
                 path.unlink()
 
     def __enter__(self) -> Checkpoints:
@@ -120,10 +121,17 @@ class Checkpoints:
     def _opened(self) -> orbax.CheckpointManager:
         import orbax.checkpoint as orbax  # takes seconds, of those who save
 
+        known = set(steps(self.directory))
+        begun = {int(path.stem) for path in self.directory.glob("*.begun")} - known
+        there = {int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()}
+        if others := sorted(there - known - begun):
+            raise FileExistsError(f"it holds a folder {others[0]}, which is no checkpoint of purerl's")
         options = orbax.CheckpointManagerOptions(max_to_keep=self.keep, cleanup_tmp_directories=True)
         manager = orbax.CheckpointManager(self.directory, options=options)
-        for step in set(manager.all_steps()) - set(steps(self.directory)):
-            manager.delete(step)
+        for step in begun:
+            if step in manager.all_steps():
+                manager.delete(step)
+            _begun(self.directory, step).unlink()
         return manager
 
     @contextlib.contextmanager
@@ -219,6 +227,11 @@ def _header(directory: Path, step: int | None) -> tuple[int, dict[str, Any]]:
 
 def _list_of(directory: Path, step: int) -> Path:
     return Path(directory) / f"{step}.json"
+
+
+def _begun(directory: Path, step: int) -> Path:
+    """Return the mark of a step that is being written: what has it and no list of files may be removed."""
+    return directory / f"{step}.begun"
 
 
 def _digests(folder: Path) -> dict[str, str]:

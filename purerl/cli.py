@@ -75,8 +75,8 @@ class Settings:
                 raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**{bits} - 1")
         if self.memory is not None and not 0 < self.memory < np.inf:
             raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
-        if self.stop_at_return is not None and np.isnan(self.stop_at_return):
-            raise ValueError("stop_at_return is not a number; it takes the return at which to stop")
+        if self.stop_at_return is not None and not np.isfinite(self.stop_at_return):
+            raise ValueError(f"stop_at_return is {self.stop_at_return}; it takes the return at which to stop")
         if self.resume == "auto" and self.out is None:
             raise ValueError("resume is auto and out is not given; auto goes on in the folder that out names")
         if self.resume not in (None, "auto") and self.out not in (None, Path(self.resume)):

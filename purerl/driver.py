@@ -93,7 +93,8 @@ def drive(
 
     With `checkpoints` the runs go on from the latest one there, if there is any, to the bit as if they had never ended;
     at the end of a chunk they are saved every `checkpoint_every` steps (every ten minutes if not given, 0 for never),
-    and on Ctrl-C. A save that fails is told, and tried again when the next one is due.
+    on Ctrl-C, and at the end. A save that fails is told, and tried again when the next one is due. What differs in
+    numbers, settings, environment or agent is told; what is static within an agent of the same shapes is not seen.
 
     `debug_nans` ends the run at the first operation that makes a NaN, with a FloatingPointError that names it; on one
     device, and slow.
@@ -132,6 +133,8 @@ def drive(
     if checkpoints is not None:
         about = {"phases": [phase.steps for phase in phases], "length": length, "log_every": log_every}
         about |= {"eval_every": eval_every, "eval_max_steps": eval_max_steps, "stop_at_return": stop_at_return}
+        about |= {"env": env.name, "agents": [getattr(phase.agent.act, "__qualname__", "") for phase in phases]}
+        about |= {"eval_episodes": eval_env.spec.num_envs if eval_env is not None else 0}
         given = {"keys": keys, "hypers": hypers, "env_params": params}
         store = Store(checkpoints, given, about, every=checkpoint_every)
     hypers, params = spreading.replicate(spread, (hypers, params))
@@ -145,6 +148,7 @@ def drive(
     found = store.latest(_first(shapes, len(keys)), history) if store else None
     if found:
         runs = spreading.place(spread, spreading.padded(spread, found.runs))
+        found = found._replace(runs=())  # of what they keep there is to be one copy
     else:
         runs = begin(pairs[:, 0], hypers, params)
     lowered: dict[Any, Any] = {}
@@ -189,15 +193,21 @@ def drive(
             if store and (interrupted or store.due(steps)):
                 history.read(*unread)
                 unread = None
-                if not history.all_lost:
+                if history.all_lost:
+                    interrupted = False
+                else:
                     kept = _first(runs, len(keys))
                     store.save(kept, history, done, steps, last_evaluated, compile_seconds, must=interrupted)
-            if interrupted:
+            if interrupted or history.all_lost:
                 break
         if unread:
             history.read(*unread)
+        if store and not interrupted and not history.all_lost and store.due_at_end():
+            store.save(_first(runs, len(keys)), history, len(chunks), steps, last_evaluated, compile_seconds)
         if eval_env is not None and last_evaluated != steps and not (store and interrupted):
             history.read(steps, None, evaluated(-1))  # a number that no other evaluation has
+    if store:
+        store.finish()
     returns, finished = history.evaluated(eval_env.spec.num_envs if eval_env is not None else 0)
     return Outcome(
         runs=_first(runs, len(keys)),

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any
 
+SECONDS_APART = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
     """A context in which the first Ctrl-C or SIGTERM is taken for a wish, `asked`, and the second ends the process.
 
-    Python hears of a signal only when the device gives the main thread back, which may take as long as a chunk; so a
-    thread listens. Where signals cannot be heard (outside the main thread) nothing is changed.
+    Within a second of the first a second one is the same one: schedulers send it to a process and to its group. In a
+    notebook, whose kernel is to live, it is a KeyboardInterrupt, once the device gives back the main thread. Python
+    hears of a signal only then, which may take as long as a chunk; so a thread listens. Where signals cannot be heard
+    (outside the main thread) nothing is changed.
     """
 
     def __enter__(self) -> Interrupt:
-        self.asked = False
+        self.asked, self._first = False, 0.0
         self._former: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return self
@@ -33,18 +38,21 @@ class Interrupt:
         return self
 
     def _ask(self, *_: Any) -> None:
+        if self.asked and hasattr(builtins, "__IPYTHON__") and time.monotonic() - self._first > SECONDS_APART:
+            raise KeyboardInterrupt
         self.asked = True
 
     def _listen(self) -> None:
-        heard = 0
         while number := self._ear.recv(1):
-            heard += number[0] in _SIGNALS
-            if not heard:
+            if number[0] not in _SIGNALS:
                 continue
-            if heard > 1:
+            if self._first:
+                if time.monotonic() - self._first < SECONDS_APART or hasattr(builtins, "__IPYTHON__"):
+                    continue
                 if sys.stdout.isatty():
                     print("\x1b[?25h", end="", flush=True)  # the cursor, which a progress line hides
                 os._exit(128 + number[0])
+            self._first = time.monotonic()
             self.asked = True  # as the handler does, but at once
             print("\nstopping after this chunk; Ctrl-C again ends at once", file=sys.stderr, flush=True)
 

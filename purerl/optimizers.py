@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -52,6 +54,13 @@ def descend(
 
 def _adam(hypers: Hypers, rate: Any) -> optax.GradientTransformation:
     return optax.chain(
-        optax.clip_by_global_norm(hypers.max_gradient_norm),
+        optax.stateless(lambda gradient, _: _clipped(gradient, hypers.max_gradient_norm)),
         optax.adam(rate, b1=hypers.adam_b1, b2=hypers.adam_b2, eps=hypers.adam_eps),
     )
+
+
+def _clipped(gradient: PyTree, most: Any) -> PyTree:
+    """Clip by the global norm as optax does, which divides zeros by zero: unused, but NaN to whoever looks for it."""
+    norm = optax.global_norm(gradient)
+    least = jnp.finfo(jnp.float32).tiny
+    return jax.tree.map(lambda leaf: jnp.where(norm < most, leaf, leaf / jnp.maximum(norm, least) * most), gradient)

@@ -64,4 +64,5 @@ def show(summary: dict[str, Any], directory: Path) -> None:
         f"{summary['steps_per_second']:,.0f} steps/s "
         f"({seconds['compile']:.1f} s to compile, {seconds['run']:.1f} s to run)"
     )
-    print(f"results in {directory}: summary.json, metrics.npz, settings.json, learning_curve.png, policy.zip")
+    policy = ", policy.zip" if (directory / "policy.zip").exists() else ""
+    print(f"results in {directory}: summary.json, metrics.npz, settings.json, learning_curve.png{policy}")

@@ -80,13 +80,18 @@ def opened(settings: cli.Settings, agent: str, hypers: Any) -> tuple[Path, dict[
         return directory, description, None
     results.create(directory)
     lock = archive.locked(directory / "lock")
+    if (directory / results.SUMMARY).exists():  # another process was quicker
+        lock.close()
+        return opened(settings, agent, hypers)
     try:
-        if not checkpoint.steps(directory / CHECKPOINTS):
-            results.replace_file(directory / results.SETTINGS, results.json_bytes(description, "settings"))
-        elif settings.resume is None:
-            raise FileExistsError(f"out is {directory}, which holds a run to go on with: --resume {directory}")
-        else:
+        if (directory / "index.sqlite").exists():
+            raise FileExistsError(f"out is {directory}, which holds a sweep; give another")
+        if settings.resume and (directory / results.SETTINGS).exists():
             _require_same(directory, description)
+        elif not checkpoint.steps(directory / CHECKPOINTS):
+            results.replace_file(directory / results.SETTINGS, results.json_bytes(description, "settings"))
+        else:
+            raise FileExistsError(f"out is {directory}, which holds a run to go on with: --resume {directory}")
     except (OSError, ValueError):
         lock.close()
         raise
@@ -113,10 +118,10 @@ def _require_end(outcome: driver.Outcome, settings: cli.Settings, directory: Pat
         last = f"the last good checkpoint is that of step {kept[-1]:,}, and" if kept else "there is no checkpoint;"
         where = f"--resume {directory}" if kept else "this command"
         which = "the seed" if settings.seeds == 1 else f"each of the {settings.seeds} seeds"
-        raise cli.Failed(
-            f"{which} diverged, no longer finite after iteration {', '.join(map(str, iterations))}; "
-            f"{last} {where} with --debug-nans names the operation"
-        )
+        how = f"{last} {where} with --debug-nans names the operation"
+        if settings.debug_nans:
+            how = "no operation made a NaN, so that something is infinite"
+        raise cli.Failed(f"{which} diverged, no longer finite after iteration {', '.join(map(str, iterations))}; {how}")
 
 
 def _save_policy(directory, agent, outcome, env, hypers, env_params, name) -> None:
@@ -132,7 +137,7 @@ def _save_policy(directory, agent, outcome, env, hypers, env_params, name) -> No
             runs=len(runs.iteration),
             name=name,
         )
-    except ValueError as error:  # an agent whose acting cannot be exported has learned all the same
+    except Exception as error:  # whatever it is, what was learned and measured is not lost for it
         print(f"no policy is saved: {error}")
 
 

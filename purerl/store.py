@@ -17,6 +17,7 @@ from purerl.checkpoint import Checkpoints
 from purerl.history import History
 
 SECONDS_BETWEEN = 600.0
+SECONDS_AT_END = 60.0
 
 
 class Found(NamedTuple):
@@ -46,6 +47,8 @@ class Store:
         if not checkpoint.steps(directory):
             return None
         about = checkpoint.about(directory)
+        if "run" not in about:
+            raise checkpoint.Unfit(f"{directory} holds checkpoints of something else than runs")
         try:
             archive.require_equal(about["run"], self.about, f"{directory} holds checkpoints of a run")
         except ValueError as error:
@@ -55,9 +58,8 @@ class Store:
         _require_same(found["given"], self.given, directory)
         history.go_on(found["history"], about["history"])
         then, now = about["versions"], results.versions()
-        if others := [
-            f"{name} {then[name]}" for name in ("jax", "jaxlib", "purerl") if then.get(name) != now.get(name)
-        ]:
+        packages = [name for name in ("jax", "jaxlib", "purerl") if name in then and then[name] != now.get(name)]
+        if others := [f"{name} {then[name]}" for name in packages]:
             print(f"note: this was saved by {', '.join(others)}; bits may differ from here on", file=sys.stderr)
         self._steps = about["steps"]
         return Found(found["runs"], about["done"], about["steps"], about["last_evaluated"], about["compile_seconds"])
@@ -79,11 +81,12 @@ class Store:
         *,
         must: bool = False,
     ) -> None:
-        """Save runs; that it failed is told, and raised as OSError if it `must` not."""
+        """Save runs. That it failed is told; raised, as OSError, if it is what they `must` leave."""
         arrays, numbers = history.saved()
         about = {"run": self.about, "done": done, "steps": steps, "last_evaluated": last_evaluated}
         about |= {"compile_seconds": compile_seconds, "history": numbers, "versions": results.versions()}
         self._steps, self._time = steps, time.monotonic()
+        self.finish()
         try:
             self.checkpoints.save({"given": self.given, "runs": runs, "history": arrays}, steps, about)
             if must:
@@ -91,7 +94,22 @@ class Store:
         except OSError as error:
             if must:
                 raise
-            print(f"\nwarning: {error}; the run goes on", file=sys.stderr, flush=True)
+            _warn(error)
+
+    def due_at_end(self) -> bool:
+        """Return whether what would be lost with the process, once the last chunk is done, is worth a save."""
+        return self.every != 0 and time.monotonic() - self._time >= SECONDS_AT_END
+
+    def finish(self) -> None:
+        """Wait until what was saved last is on disk; tell if it could not be written."""
+        try:
+            self.checkpoints.wait()
+        except OSError as error:
+            _warn(error)
+
+
+def _warn(error: OSError) -> None:
+    print(f"\nwarning: {error}; the run goes on", file=sys.stderr, flush=True)
 
 
 def _require_same(saved: PyTree, given: PyTree, directory: Any) -> None:

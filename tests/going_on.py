@@ -34,9 +34,9 @@ def go_on(case, directory: Path) -> None:
     agent = case.make(env.spec)
     like = jax.eval_shape(begin(env, agent), jax.random.key(0), case.hypers)
     found = checkpoint.restore(directory, {"run": like, "hypers": jax.eval_shape(lambda: cast_hypers(case.hypers))})
-    run = found["run"]
+    run, advance = found["run"], chunk(env, agent)
     for _ in range(2):
-        run = chunk(env, agent)(run, found["hypers"])
+        run = advance(run, found["hypers"])
     checkpoint.save({"run": run}, directory, 60)
 
 

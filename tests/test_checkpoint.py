@@ -200,12 +200,29 @@ def test_the_sentence_of_a_damaged_one_says_how_to_go_on_from_the_one_before(cop
 
 def test_what_a_killed_process_left_is_passed_over_and_then_removed(copy):
     (copy / "300.json").unlink()  # killed before it was whole
+    (copy / "300.begun").touch()
     (copy / "400.orbax-checkpoint-tmp").mkdir()
     assert checkpoint.steps(copy) == [20]
     with Checkpoints(copy) as checkpoints:
         checkpoints.save(tree(), 300, {"told": "again"})
     assert {path.name for path in copy.iterdir()} == {"20", "20.json", "300", "300.json"}
     assert checkpoint.about(copy) == {"told": "again"}
+
+
+def test_what_is_not_a_checkpoint_of_its_own_is_left_alone(tmp_path):
+    for name in ("settings.json", "package.json", "notes.begun.txt"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for step in (1, 2, 3):
+        checkpoint.save({"leaf": jnp.ones(1)}, tmp_path, step)
+    left = {"settings.json", "package.json", "notes.begun.txt", "folder", "2", "2.json", "3", "3.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    with pytest.raises(ValueError, match=r"step is 3; .* holds step 3: it takes a later one"):
+        checkpoint.save({"leaf": jnp.ones(1)}, tmp_path, 3)
+    (tmp_path / "7").mkdir()
+    with pytest.raises(OSError, match="it holds a folder 7, which is no checkpoint of purerl's"):
+        checkpoint.save({"leaf": jnp.ones(1)}, tmp_path, 9)
+    assert (tmp_path / "7").exists()
 
 
 def test_loggers_are_left_as_they_were(tmp_path):

@@ -26,7 +26,7 @@ def test_returns_speed_and_place_are_shown(capsys):
         "training return, last tenth: mean 2.0, interquartile mean 2.0, 95 % interval 1.0 to 3.0",
         "greedy return, 10 episodes a seed: mean 2.0, interquartile mean 2.0, 95 % interval 2.0 to 2.0",
         "12,346 steps/s (1.5 s to compile, 2.5 s to run)",
-        "results in there: summary.json, metrics.npz, settings.json, learning_curve.png, policy.zip",
+        "results in there: summary.json, metrics.npz, settings.json, learning_curve.png",
     ]
 
 

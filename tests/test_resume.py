@@ -171,6 +171,32 @@ def test_a_save_that_fails_is_told_and_the_runs_go_on(learner, whole, tmp_path, 
     assert told[0] == f"warning: step {calls[0]} could not be saved: No space left on device; the run goes on"
 
 
+@pytest.mark.parametrize("ending", [None, signal.SIGTERM])
+def test_a_save_that_fails_in_the_background_costs_nothing_but_itself(
+    learner, whole, ending, tmp_path, monkeypatch, capsys
+):
+    """Neither the results of a run that comes to its end, nor the save of one that is asked to stop."""
+    finish, failed = Checkpoints._finish, []
+
+    def fail(self, step):
+        finish(self, step)
+        if step > 300 and (ending is None or not failed):
+            failed.append(step)
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_finish", fail)
+    progress = None if ending is None else Ending(3 * 420, ending)
+    with Checkpoints(tmp_path) as checkpoints:
+        outcome = learner(checkpoints=checkpoints, checkpoint_every=CHUNK, progress=progress)
+    assert failed
+    assert "could not be saved" in capsys.readouterr().err
+    if ending is None:
+        assert_same(outcome, whole)
+    else:
+        assert outcome.interrupted
+        assert checkpoint.steps(tmp_path)[-1] == outcome.metrics["environment_steps"][0, -1]
+
+
 def test_checkpoints_of_other_runs_are_told_by_what_differs(learner, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         learner(checkpoints=checkpoints, checkpoint_every=CHUNK)
@@ -380,6 +406,9 @@ def test_a_second_signal_ends_the_process_at_once_whatever_it_waits_for(number):
     process.send_signal(number)
     assert process.stderr.readline() == "\n"
     assert process.stderr.readline() == "stopping after this chunk; Ctrl-C again ends at once\n"
+    assert process.poll() is None
+    process.send_signal(number)  # the same one, for who sends it to a process and to its group
+    time.sleep(interrupts.SECONDS_APART + 0.2)
     assert process.poll() is None
     begun = time.monotonic()
     process.send_signal(number)
