@@ -15,6 +15,7 @@ from bad_inputs.tables import EXEMPT, FEW, KINDS, ROWS
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "purerl"
 LEAST = 5
+pytestmark = pytest.mark.timeout(400)  # one process makes all calls, for the first test that asks
 
 
 def entries(module: str, code: str) -> list[str]:

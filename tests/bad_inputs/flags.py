@@ -151,7 +151,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("sweep_ppo", "--log-every 7", "log_every is set; a sweep has up to a hundred rows"),
     ),
     "cli.stop_at_return": (
-        bad("q_learning", "--stop-at-return nan", "stop_at_return is not a number"),
+        bad("q_learning", "--stop-at-return nan", "stop_at_return is nan"),
         untyped("q_learning", "--stop-at-return best"),
         bad("sweep_ppo", "--stop-at-return 7", "stop_at_return is set; a sweep runs every point to its end"),
     ),
