@@ -35,7 +35,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # the pinned jaxlib.
 if "--slow" not in sys.argv and "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
-    os.environ.setdefault("JAX_USE_SHARDY_PARTITIONER", "false")
 
 # Tracing makes many objects and few cycles: to look for these less often saves a twentieth.
 gc.set_threshold(200_000, 20, 20)
