@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from purerl import cli, driver, envs, guards, loop, plots, results, rollout, scores, tables
+from purerl import cli, driver, envs, guards, loop, parts, plots, rollout, scores, tables
 from purerl.agents import expected_sarsa, q_learning, sarsa
 from purerl.base import Agent, cast_hypers, require_count
 from purerl.checks import require_number
@@ -34,16 +35,16 @@ PER_POINT = 10  # episodes in a point of the curves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(cli.Place):
     """The flags; by default the book's experiment, over more runs."""
 
     seeds: int = 200  # independent runs of each agent
     episodes: int = 500  # episodes of each run
     seed: int = 0  # what all keys are made of
-    out: Path | None = None  # run directory; runs/cliff_walking/CliffWalking-purerl/<time> if not given
     hypers: tables.Hypers = tables.Hypers()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in {"seeds": 2, "episodes": PER_POINT, "seed": 0}.items():
             require_count(name, getattr(self, name), least=least)
 
@@ -97,6 +98,13 @@ def look_at(run: loop.Run, keys: Key[Array, " seeds"], settings: Settings, env: 
     returns = np.asarray(run.table.episode_return)
     diverged = np.asarray(guards.has_nan(run.agent)) | ~np.isfinite(returns).all(axis=1)
     return Trained(returns=returns, walks=np.asarray(walks), diverged=diverged)
+
+
+def learned(settings: Settings, env: envs.Env, name: str) -> dict[str, np.ndarray]:
+    """Train the seeds of one agent, and return what became of them."""
+    keys, agent = jax.vmap(jax.random.split)(driver.seed_keys(settings.seed, settings.seeds)), AGENTS[name](env.spec)
+    run = train(keys[:, 0], settings, env, agent, name)
+    return look_at(run, keys[:, 1], settings, env, agent)._asdict()
 
 
 def describe(trained: Trained) -> dict[str, Any]:
@@ -161,39 +169,35 @@ def picture(trained: dict[str, Trained], path: Path) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Train all three, print a table, save the picture."""
-    try:
+    """Train all three, and tell what came of it."""
+    with cli.bad_input():
         env = envs.make("CliffWalking-purerl", 1)
         cli.require_sensible(settings.hypers)
         require_number("hypers.exploration", settings.hypers.exploration, least=0.0, most=1.0)  # epsilon
-        keys = jax.vmap(jax.random.split)(driver.seed_keys(settings.seed, settings.seeds))
-        directory = results.create(settings.out or results.default_directory("cliff_walking", env.name))
-    except (ValueError, TypeError, OSError) as error:
-        raise cli.BadInput(str(error)) from error
-    trained = {}
-    for name, factory in AGENTS.items():
-        agent = factory(env.spec)
-        run = train(keys[:, 0], settings, env, agent, name)
-        trained[name] = look_at(run, keys[:, 1], settings, env, agent)
+        driver.seed_keys(settings.seed, settings.seeds)  # of 32 bits
+    folder = parts.opened(settings, "cliff_walking", env.name)
+    if folder.finished:
+        return
+    with folder:
+        trained = {
+            name: Trained(**folder.part(name, functools.partial(learned, settings, env, name))) for name in AGENTS
+        }
+        tell(trained, settings, env, folder)
+
+
+def tell(trained: dict[str, Trained], settings: Settings, env: envs.Env, folder: parts.Parts) -> None:
+    """Print a table, save the picture, write the results."""
     summary = {name: describe(one) for name, one in trained.items()}
     last = min(100, settings.episodes)
     print(f"return of the last {last} of {settings.episodes} episodes, mean of {settings.seeds} seeds [95 % interval]")
     for name, line in summary.items():
         print(f"{name:15s} {sentence(line)}")
-    picture(trained, directory / "cliff_walking.png")
-    results.write(
-        directory,
-        settings=dataclasses.asdict(settings) | {"out": directory, "versions": results.versions()},
-        metrics={f"episode_return of {name}": one.returns for name, one in trained.items()},
-        summary={
-            "agent": ", ".join(AGENTS),
-            "env": env.name,
-            "seeds": settings.seeds,
-            "agents": summary,
-            "versions": results.versions(),
-        },
+    picture(trained, folder.directory / "cliff_walking.png")
+    folder.finish(
+        {f"episode_return of {name}": one.returns for name, one in trained.items()},
+        {"agent": ", ".join(AGENTS), "env": env.name, "seeds": settings.seeds, "agents": summary},
+        ["cliff_walking.png"],
     )
-    print(f"results in {directory}: cliff_walking.png, summary.json, metrics.npz, settings.json")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import trpo
 
 from purerl import cli, envs, plots, results
 from purerl.base import require_count
+from purerl.interrupts import Stopped
 
 SCRIPTS: dict[str, ModuleType] = {
     "Q-learning": q_learning,
@@ -37,23 +38,18 @@ SCRIPTS: dict[str, ModuleType] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(cli.Place):
     """The flags."""
 
     env: str = "CartPole-v1"  # name of an environment that gymnax knows
     total_steps: int = 100_000  # environment steps per seed
     seeds: int = 5  # independent runs of each agent
     seed: int = 0  # what all keys are made of
-    out: Path | None = None  # folder of all runs; runs/compare/<env>/<time> if not given
-    resume: Path | None = None  # folder of all runs to go on in
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in {"total_steps": 1, "seeds": 1, "seed": 0}.items():
             require_count(name, getattr(self, name), least=least)
-        if self.resume is not None and not self.resume.is_dir():
-            raise ValueError(f"resume is {self.resume}, which is no folder; it takes a folder of runs to go on in")
-        if self.resume is not None and self.out not in (None, self.resume):
-            raise ValueError(f"resume is {self.resume} and out is {self.out}; a run goes on where it is")
 
 
 def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
@@ -74,7 +70,7 @@ def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
 def main(settings: Settings) -> None:
     """Train every agent, save one picture of all, and print how well each did."""
     try:
-        directory = settings.resume or settings.out or results.default_directory("compare", settings.env)
+        directory = cli.directory_of(settings, "compare", settings.env, held=f"*/{results.SETTINGS}")
         chosen = possible(settings, directory)
         if not chosen:
             raise ValueError(f"env is {settings.env}; it takes one that at least one of the agents can have")
@@ -85,8 +81,8 @@ def main(settings: Settings) -> None:
     for name, own in chosen.items():
         try:
             runs[name] = SCRIPTS[name].main(own)
-        except cli.Stopped as stop:
-            raise cli.Stopped(str(stop), directory) from None
+        except Stopped as stop:
+            raise Stopped(f"{name}: {stop}", directory) from None
         except cli.Failed as error:
             print(f"{name} is left out: {error}")
     if not runs:

@@ -7,12 +7,11 @@ with V* in each cell and an arrow for every optimal action; of others V* is draw
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from purerl import cli, envs, planning, plots, results
+from purerl import cli, envs, parts, planning, plots
 from purerl.mdps import MDP, Successors
 
 if TYPE_CHECKING:
@@ -20,12 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(cli.Place):
     """The flags."""
 
     env: str = "FrozenLake-misc"  # name of an environment that can be enumerated
     discount: float = 0.99  # gamma, [0, 1]
-    out: Path | None = None  # run directory; runs/optimal_policy/<env>/<time> if not given
 
 
 def reachable(mdp: MDP) -> np.ndarray:
@@ -74,14 +72,20 @@ def draw_chain(axes: Axes, mdp: MDP, solution: planning.Solution) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Solve, print what came of it, and save the picture."""
-    try:
+    """Solve, and tell what came of it."""
+    with cli.bad_input():
         env = envs.create(settings.env)
         mdp = envs.enumerate_mdp(env)
         solution = planning.value_iteration(*mdp.arrays, settings.discount)
-        directory = results.create(settings.out or results.default_directory("optimal_policy", settings.env))
-    except (ValueError, TypeError, OSError) as error:
-        raise cli.BadInput(str(error)) from error
+    folder = parts.opened(settings, "optimal_policy", settings.env)
+    if folder.finished:
+        return
+    with folder:
+        tell(settings, env, mdp, solution, folder)
+
+
+def tell(settings: Settings, env: Any, mdp: MDP, solution: planning.Solution, folder: parts.Parts) -> None:
+    """Print what came of it, save the picture, write the results."""
     start = float(np.sum(np.asarray(mdp.start) * np.asarray(solution.value)))
     print(f"{settings.env}, gamma {settings.discount:g}: {len(mdp.terminal)} states, {env.num_actions} actions")
     print(f"V* of the start {start:.6f}; {int(solution.iterations)} sweeps, residual {float(solution.residual):.1e}")
@@ -93,14 +97,12 @@ def main(settings: Settings) -> None:
     else:
         draw_chain(axes, mdp, solution)
     axes.set_title(f"{settings.env}, $\\gamma$ = {settings.discount:g}", loc="left", fontsize=10, color=plots.TEXT)
-    plots.save(figure, directory / "optimal_policy.png")
-    np.savez(
-        directory / "solution.npz",
-        value=np.asarray(solution.value),
-        action_value=np.asarray(solution.action_value),
-        policy=np.asarray(solution.policy),
+    plots.save(figure, folder.directory / "optimal_policy.png")
+    folder.finish(
+        {name: np.asarray(getattr(solution, name)) for name in ("value", "action_value", "policy")},
+        {"agent": "value iteration", "env": settings.env, "seeds": 1, "start_value": start},
+        ["optimal_policy.png"],
     )
-    print(f"results in {directory}: optimal_policy.png, solution.npz")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ with --eval-every 0 by the mean return of those in which it learned.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
 import ppo  # the script beside this one: its settings, and how they make an agent
+from jaxtyping import Array, Key
 
-from purerl import cli, driver, pbt, plots, points, results, scores, spread, sweep_cli, training
+from purerl import cli, driver, parts, pbt, plots, points, results, scores, spread, sweep_cli, training
 from purerl.agents import ppo as agent
 from purerl.base import require_count
 from purerl.metrics import Progress
@@ -40,14 +43,13 @@ class Settings(ppo.Settings):
 
 
 def main(settings: Settings) -> results.Result:
-    """Train the populations and write the folder."""
+    """Train the populations, each of which is kept once it is finished, and write the folder."""
     with cli.bad_input():
         require_count("generations", settings.generations)
         rules = {name: getattr(settings, name) for name in ("quantile", "factor", "resample")}
         pbt.require_rules(settings.members, **rules)
         bounds = sweep_cli.distributions(settings) or USUAL
         task = sweep_cli.task(settings, ppo.phases, lambda settings: settings.hypers)
-        directory = results.create(settings.out or results.default_directory("pbt_ppo", settings.env))
         steps = -(-settings.total_steps // settings.generations)
         learner = training.learner(
             [phase._replace(steps=steps) for phase in task.plan],
@@ -61,54 +63,53 @@ def main(settings: Settings) -> results.Result:
         keys = driver.seed_keys(settings.seed, settings.members)
         runs = jax.eval_shape(jax.vmap(learner.begin), keys, shapes.values)
         spread.require_room((runs, runs), spreading, cli.memory_of(settings))  # a generation is made of the one before
+    folder = parts.opened(task.settings, "pbt_ppo", settings.env)
+    if folder.finished:
+        return results.load_run(folder.directory)
     print(f"{settings.members} members, {settings.generations} generations of {steps:,} steps; {spreading}", flush=True)
+
+    def evolved(key: Key[Array, ""]) -> dict[str, np.ndarray]:
+        sample_key, evolve_key = jax.random.split(key)
+        population = points.sample(sample_key, task.hypers, settings.members, **bounds)
+        rounds = {"generations": settings.generations, "spread": spreading}
+        with cli.bad_input():
+            found = pbt.evolve(evolve_key, learner, population, bounds, **rounds, **rules)
+        return {"score": found.scores, "parents": found.parents} | found.hypers
+
     found = []
-    with Progress(settings.seeds, description=f"pbt of ppo, {settings.env}", unit="populations") as progress:
-        for key in task.keys:
-            sample_key, evolve_key = jax.random.split(key)
-            population = points.sample(sample_key, task.hypers, settings.members, **bounds)
-            with cli.bad_input():
-                found.append(
-                    pbt.evolve(
-                        evolve_key,
-                        learner,
-                        population,
-                        bounds,
-                        generations=settings.generations,
-                        **rules,
-                        spread=spreading,
-                    )
-                )
-            progress.update(len(found))
-    best = np.array([np.nanmax(one.scores[-1]) if np.isfinite(one.scores[-1]).any() else np.nan for one in found])
+    with folder:
+        with Progress(settings.seeds, description=f"pbt of ppo, {settings.env}", unit="populations") as progress:
+            for number, key in enumerate(task.keys):
+                found.append(folder.part(f"population {number}", functools.partial(evolved, key)))
+                progress.update(len(found))
+        tell({name: np.stack([one[name] for one in found]) for name in found[0]}, steps, settings, bounds, folder)
+    return results.load_run(folder.directory)
+
+
+def tell(
+    found: dict[str, np.ndarray], steps: int, settings: Settings, bounds: dict[str, Any], folder: parts.Parts
+) -> None:
+    """Write the results of all populations, save the picture, print what the best reached and with what numbers."""
+    last = found["score"][:, -1]
+    best = np.array([np.nanmax(members) if np.isfinite(members).any() else np.nan for members in last])
     at = (np.arange(settings.generations) + 1) * -(-steps // (settings.length * settings.num_envs))
     at = at * settings.length * settings.num_envs
-    histories = {name: np.stack([one.hypers[name] for one in found]) for name in bounds}
-    score = np.stack([one.scores for one in found])
+    histories = {name: found[name] for name in bounds}
     summary = {
         "agent": "pbt of ppo",
         "env": settings.env,
         "seeds": settings.seeds,
         "total_steps": int(at[-1]),
         "episode_return": scores.summary(best),
-        "versions": results.versions(),
     }
-    results.write(
-        directory,
-        settings=dataclasses.asdict(task.settings) | {"agent": "pbt", "versions": results.versions()},
-        metrics={"score": score, "parents": np.stack([one.parents for one in found]), "generation_steps": at}
-        | histories,
-        summary=summary,
-    )
-    _draw(directory, at, score, histories, bounds, f"PPO on {settings.env}")
+    _draw(folder.directory, at, found["score"], histories, bounds, f"PPO on {settings.env}")
     low, high = summary["episode_return"]["ci95"]
     print(f"best member at the end, a population each: {np.array2string(best, precision=1)}", end="")
     print("" if low is None else f"; interquartile mean {summary['episode_return']['iqm']:.1f} [{low:.1f}, {high:.1f}]")
     for name, values in histories.items():
         middle = np.median(values, axis=(0, 2))
         print(f"{name}: median {middle[0]:.3g} in the first generation, {middle[-1]:.3g} in the last")
-    print(f"results in {directory}: population.png, summary.json, metrics.npz, settings.json")
-    return results.load_run(directory)
+    folder.finish(found | {"generation_steps": at}, summary, ["population.png"])
 
 
 def _draw(directory, at, score, histories, bounds, title) -> None:

@@ -8,6 +8,7 @@ that it collects are what its critic should have predicted. Prints how far off t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl import cli, driver, envs, networks, plots, results, returns, rollout, scores
+from purerl import cli, driver, envs, folders, networks, parts, plots, returns, rollout, scores
 from purerl.actor_critic import ActorCritic
 from purerl.agents import trpo
 from purerl.base import Agent, Rollout, cast_hypers, require_count
+from purerl.checkpoint import Checkpoints
+from purerl.interrupts import Stopped
 from purerl.metrics import Progress
 
 EPISODE = 200  # steps after which Pendulum's clock stops
@@ -28,7 +31,7 @@ TREATMENTS = "bootstraps where the clock ended", "takes the clock's end for term
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(cli.Place):
     """The flags."""
 
     seeds: int = 10  # independent runs of each treatment
@@ -36,12 +39,15 @@ class Settings:
     num_envs: int = 4  # environments stepped together
     length: int = 512  # steps that each of them takes between updates
     seed: int = 0  # what all keys are made of
-    out: Path | None = None  # run directory; runs/pendulum_truncation/Pendulum-v1/<time> if not given
+    checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
     hypers: trpo.Hypers = trpo.Hypers()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in {"seeds": 2, "total_steps": 1, "num_envs": 1, "length": 1, "seed": 0}.items():
             require_count(name, getattr(self, name), least=least)
+        if self.checkpoint_every is not None:
+            require_count("checkpoint_every", self.checkpoint_every, least=0)
         least = 10 * self.num_envs * EPISODE
         if self.total_steps < least:
             raise ValueError(f"total_steps is {self.total_steps}; it takes ten episodes in each environment, {least}")
@@ -77,8 +83,13 @@ def made(settings: Settings) -> tuple[envs.Env, ActorCritic, Agent]:
     return env, network, agent
 
 
-def judge(settings: Settings, treatment: str, progress: Progress | None = None) -> Judged:
-    """Train all seeds with a treatment, and hold their critics against what their policies go on to collect."""
+def judge(
+    settings: Settings, treatment: str, progress: Progress | None = None, checkpoints: Checkpoints | None = None
+) -> Judged:
+    """Train all seeds with a treatment, and hold their critics against what their policies go on to collect.
+
+    Raises Stopped if it was asked to stop in the midst of training.
+    """
     env, network, agent = made(settings)
     endless = envs.make("Pendulum-v1", WALKS)
     hypers = cast_hypers(settings.hypers)
@@ -92,7 +103,12 @@ def judge(settings: Settings, treatment: str, progress: Progress | None = None) 
         length=settings.length,
         log_every=max(1, settings.total_steps // 10),
         progress=progress,
+        checkpoints=checkpoints,
+        checkpoint_every=settings.checkpoint_every,
     )
+    if checkpoints and outcome.interrupted:
+        steps = int(outcome.metrics["environment_steps"][0, -1])
+        raise Stopped(f"stopped after {steps:,} of {settings.total_steps:,} steps", checkpoints.directory)
     params = dataclasses.replace(endless.params, max_steps_in_episode=jnp.int32(2 * (EPISODE + beyond)))
 
     @jax.jit
@@ -138,18 +154,31 @@ def picture(judged: dict[str, Judged], path: Path) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Train with both treatments, print a table, save the picture."""
-    try:
+    """Train with both treatments, and tell what came of it."""
+    with cli.bad_input():
         cli.require_sensible(settings.hypers)
         driver.seed_keys(settings.seed, settings.seeds)  # of 32 bits
         made(settings)
-        directory = results.create(settings.out or results.default_directory("pendulum_truncation", "Pendulum-v1"))
-    except (ValueError, TypeError, OSError) as error:
-        raise cli.BadInput(str(error)) from error
-    judged = {}
-    for treatment in TREATMENTS:
-        with Progress(settings.seeds * settings.total_steps, description=treatment) as progress:
-            judged[treatment] = judge(settings, treatment, progress)
+    folder = parts.opened(settings, "pendulum_truncation", "Pendulum-v1")
+    if folder.finished:
+        return
+
+    def learned(treatment: str) -> dict[str, np.ndarray]:
+        try:
+            with (
+                Checkpoints(folder.directory / folders.CHECKPOINTS / str(TREATMENTS.index(treatment))) as checkpoints,
+                Progress(settings.seeds * settings.total_steps, description=treatment) as progress,
+            ):
+                return judge(settings, treatment, progress, checkpoints)._asdict()
+        except Stopped as stop:
+            raise Stopped(f"{treatment}: {stop}", folder.directory) from None
+
+    with folder:
+        tell({one: Judged(**folder.part(one, functools.partial(learned, one))) for one in TREATMENTS}, settings, folder)
+
+
+def tell(judged: dict[str, Judged], settings: Settings, folder: parts.Parts) -> None:
+    """Print a table, save the picture, write the results."""
     summary = {treatment: describe(one) for treatment, one in judged.items()}
     print(f"mean of {settings.seeds} seeds [95 % interval]")
     for treatment, line in summary.items():
@@ -158,20 +187,12 @@ def main(settings: Settings) -> None:
             f"{treatment:38s} critic's error {line['mean_error']:6.2f} [{low:6.2f}, {high:6.2f}] "
             f"of {line['mean_collected']:7.2f};  return in training {line['mean_training_return']:7.1f}"
         )
-    picture(judged, directory / "pendulum_truncation.png")
-    results.write(
-        directory,
-        settings=dataclasses.asdict(settings) | {"out": directory, "versions": results.versions()},
-        metrics={f"{name} where it {key}": getattr(one, name) for key, one in judged.items() for name in one._fields},
-        summary={
-            "agent": "trpo",
-            "env": "Pendulum-v1",
-            "seeds": settings.seeds,
-            "treatments": summary,
-            "versions": results.versions(),
-        },
+    picture(judged, folder.directory / "pendulum_truncation.png")
+    folder.finish(
+        {f"{name} where it {key}": getattr(one, name) for key, one in judged.items() for name in one._fields},
+        {"agent": "trpo", "env": "Pendulum-v1", "seeds": settings.seeds, "treatments": summary},
+        ["pendulum_truncation.png"],
     )
-    print(f"results in {directory}: pendulum_truncation.png, summary.json, metrics.npz, settings.json")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from purerl import cli, driver, envs, exploration, features, loop, planning, plots, prediction, results, tables
+from purerl import cli, driver, envs, exploration, features, loop, parts, planning, plots, prediction, tables
 from purerl.agents import (
     action_value_bandit,
     double_q_learning,
@@ -38,14 +39,14 @@ from purerl.metrics import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(cli.Place):
     """The flags."""
 
     runs: int = 2_000  # independent runs behind each point; a quarter of them where there are many points
     seed: int = 0  # what all keys are made of
-    out: Path | None = None  # run directory; runs/textbook/all/<time> if not given
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_count("runs", self.runs, least=8)
         require_count("seed", self.seed, least=0)
 
@@ -304,6 +305,25 @@ def panels_of(experiment: Callable[[Key[Array, " runs"]], list[Panel]], keys: Ke
     return experiment(jax.vmap(jax.random.fold_in, (0, None))(keys[:runs], EXPERIMENTS.index(experiment)))
 
 
+def packed(panels: list[Panel]) -> dict[str, np.ndarray]:
+    """Return panels as arrays by name."""
+    arrays = {"panels": np.array([json.dumps(panel._replace(curves=list(panel.curves))) for panel in panels])}
+    for place, panel in enumerate(panels):
+        for name, (x, values) in panel.curves.items():
+            arrays |= {f"{place} x {name}": np.asarray(x), f"{place} y {name}": values}
+    return arrays
+
+
+def unpacked(arrays: dict[str, np.ndarray]) -> list[Panel]:
+    """Return the panels that `packed` made arrays of."""
+    panels = []
+    for place, text in enumerate(arrays["panels"]):
+        panel = Panel(*json.loads(str(text)))
+        curves = {name: (arrays[f"{place} x {name}"], arrays[f"{place} y {name}"]) for name in panel.curves}
+        panels.append(panel._replace(curves=curves, references=tuple(Reference(*row) for row in panel.references)))
+    return panels
+
+
 # --- what is told ---------------------------------------------------------------------------------------------------
 
 
@@ -368,39 +388,37 @@ def picture(panels: list[Panel], path: Path) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Run all, print a table, save the page."""
-    try:
+    """Run all, and tell what came of it."""
+    with cli.bad_input():
         keys = driver.seed_keys(settings.seed, settings.runs)
-        directory = results.create(settings.out or results.default_directory("textbook", "all"))
-    except (ValueError, TypeError, OSError) as error:
-        raise cli.BadInput(str(error)) from error
+    folder = parts.opened(settings, "textbook", "all")
+    if folder.finished:
+        return
     panels = []
-    with Progress(len(EXPERIMENTS), description="textbook", unit="experiments") as progress:
-        for number, experiment in enumerate(EXPERIMENTS):
-            panels += panels_of(experiment, keys)
-            progress.update(number + 1)
+    with folder:
+        with Progress(len(EXPERIMENTS), description="textbook", unit="experiments") as progress:
+            for number, experiment in enumerate(EXPERIMENTS):
+                make = functools.partial(lambda experiment: packed(panels_of(experiment, keys)), experiment)
+                panels += unpacked(folder.part(experiment.__name__, make))
+                progress.update(number + 1)
+        tell(panels, settings, folder)
+
+
+def tell(panels: list[Panel], settings: Settings, folder: parts.Parts) -> None:
+    """Print a table, save the page, write the results."""
     rows = [row for panel in panels for row in rows_of(panel)]
     print(f"means of {settings.runs} runs, or a quarter of them; references as in Sutton & Barto, 2nd edition")
     print(f"{'':27s} {'':24s} {'':15s} {'found':>16s}  {'reference':>17s}  standard errors apart")
     for row in rows:
         found, reference = f"{row.found:.4g} +- {row.error:.2g}", f"{row.reference:.4g} +- {row.reference_error:.2g}"
         print(f"{row.panel:27.27s} {row.curve:24.24s} {row.at:15s} {found:>16s}  {reference:>17s}  {row.apart:+.1f}")
-    picture(panels, directory / "textbook.png")
-    results.write(
-        directory,
-        settings=dataclasses.asdict(settings) | {"out": directory, "versions": results.versions()},
-        metrics={
-            f"{panel.title}, {panel.ylabel}: {name}": y for panel in panels for name, (_, y) in panel.curves.items()
-        },
-        summary={
-            "agent": "all of the book's",
-            "env": "all of the book's",
-            "seeds": settings.runs,
-            "rows": [row._asdict() for row in rows],
-            "versions": results.versions(),
-        },
+    picture(panels, folder.directory / "textbook.png")
+    every = "all of the book's"
+    folder.finish(
+        {f"{panel.title}, {panel.ylabel}: {name}": y for panel in panels for name, (_, y) in panel.curves.items()},
+        {"agent": every, "env": every, "seeds": settings.runs, "rows": [row._asdict() for row in rows]},
+        ["textbook.png"],
     )
-    print(f"results in {directory}: textbook.png, summary.json, metrics.npz, settings.json")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of what is written here; another one is not read
 _TALKATIVE = ("absl", "asyncio", "concurrent.futures")
+_NOTHING = {"nothing": np.zeros(1)}  # instead of no arrays, which orbax refuses
 REST = Ellipsis  # in the `like` of `restore`: whatever was saved there, as a flat dict of numpy arrays
 
 
@@ -66,7 +67,7 @@ class Checkpoints:
         told = results.to_json(dict(about or {}), "about")
         header = {"format": FORMAT, "leaves": [_kind(*item) for item in named.items()], "about": told}
         # By number, as orbax has its own mind about names. Leaves without elements it refuses; their shapes say all.
-        arrays = {str(place): leaf for place, leaf in enumerate(named.values()) if leaf.size}
+        arrays = {str(place): leaf for place, leaf in enumerate(named.values()) if leaf.size} or _NOTHING
         arguments = orbax.args.Composite(tree=orbax.args.StandardSave(arrays), header=orbax.args.JsonSave(header))
         self.wait()
         if step <= (last := max(steps(self.directory), default=-1)):
@@ -128,6 +129,7 @@ class Checkpoints:
             raise FileExistsError(f"it holds a folder {others[0]}, which is no checkpoint of purerl's")
         options = orbax.CheckpointManagerOptions(max_to_keep=self.keep, cleanup_tmp_directories=True)
         manager = orbax.CheckpointManager(self.directory, options=options)
+        results.tidy(self.directory)
         for step in begun:
             if step in manager.all_steps():
                 manager.delete(step)
@@ -154,8 +156,8 @@ def restore(directory: Path, like: PyTree, step: int | None = None) -> Any:
     """Return what was saved at `step`, the latest if not given, with the structure, shapes and dtypes of `like`.
 
     `like` holds arrays or `jax.ShapeDtypeStruct`s. Where it holds `REST`, what was saved there comes as a flat dict.
-    Raises FileNotFoundError if nothing is there, and Unfit, in a sentence, for what is damaged, of another format,
-    or not like it: the first difference is named. Nothing is touched.
+    Raises FileNotFoundError if nothing is there, ValueError for keys below `REST`, and Unfit, in a sentence, for what
+    is damaged, of another format, or not like it: the first difference is named. Nothing is touched.
     """
     import orbax.checkpoint as orbax
 
@@ -168,11 +170,13 @@ def restore(directory: Path, like: PyTree, step: int | None = None) -> Any:
     shapes: dict[str, Any] = {}
     for name, shape, dtype in header["leaves"]:
         leaf = wanted.get(name, np.empty(0))
+        if name not in wanted and dtype.startswith("key<"):
+            raise ValueError(f"like has REST for {name}, which holds keys; it takes keys by name")
         if isinstance(leaf, np.ndarray):
             shapes[name] = np.empty(shape, dtype)
         else:
             shapes[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device)
-    numbered = {str(number): leaf for number, leaf in enumerate(shapes.values()) if leaf.size}
+    numbered = {str(number): leaf for number, leaf in enumerate(shapes.values()) if leaf.size} or _NOTHING
     try:
         handler = orbax.CompositeCheckpointHandler(tree=orbax.StandardCheckpointHandler())
         with orbax.Checkpointer(handler) as reader:
@@ -191,8 +195,11 @@ def restore(directory: Path, like: PyTree, step: int | None = None) -> Any:
 
 
 def about(directory: Path, step: int | None = None) -> dict[str, Any]:
-    """Return what was told about the checkpoint of `step`, the latest if not given. Raises as `restore` does."""
-    return _header(directory, step)[1]["about"]
+    """Return what was told about the checkpoint of `step`, the latest if not given.
+
+    Raises as `restore` does, but for damage of the arrays, which are not read.
+    """
+    return _header(directory, step, within="header")[1]["about"]
 
 
 def steps(directory: Path) -> list[int]:
@@ -202,8 +209,8 @@ def steps(directory: Path) -> list[int]:
     return sorted(step for step in found if (folder / str(step)).is_dir())
 
 
-def _header(directory: Path, step: int | None) -> tuple[int, dict[str, Any]]:
-    """Return the step and the header of a checkpoint, once every byte of it is known to be as it was written."""
+def _header(directory: Path, step: int | None, *, within: str = ".") -> tuple[int, dict[str, Any]]:
+    """Return the step and the header of a checkpoint, once every byte below `within` is known to be as written."""
     known = steps(directory)
     if not known or step not in (None, *known):
         there = f"of steps {known}" if known else "of none"
@@ -214,7 +221,8 @@ def _header(directory: Path, step: int | None) -> tuple[int, dict[str, Any]]:
         written = results.read_json(_list_of(directory, step))
     except ValueError as error:
         raise Unfit(str(error)) from None
-    now = _digests(folder)
+    now = _digests(folder, within)
+    written = {name: digest for name, digest in written.items() if Path(name).is_relative_to(within)}
     if changed := sorted(name for name in {*written, *now} if written.get(name) != now.get(name)):
         which = "is missing" if changed[0] not in now else "is not what was written"
         earlier = f"; to go on from step {known[-2]}, remove {step}.json" if step == known[-1] and known[1:] else ""
@@ -234,10 +242,10 @@ def _begun(directory: Path, step: int) -> Path:
     return directory / f"{step}.begun"
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file below a folder."""
+def _digests(folder: Path, within: str = ".") -> dict[str, str]:
+    """Return the SHA-256 of each file of a folder, or of what of it is below `within`."""
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in (folder / within).rglob("*") if path.is_file()):
         with path.open("rb") as file:
             found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
@@ -251,7 +259,7 @@ def _named(tree: PyTree, *, rest: bool = False) -> dict[str, Any]:
         if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) and not (rest and leaf is REST):
             raise TypeError(f"{name} is of type {type(leaf).__name__}; a checkpoint takes arrays")
         if name in named:
-            raise Unfit(f"{name} is the path of two leaves; a checkpoint takes one for each path")
+            raise ValueError(f"{name} is the path of two leaves; a checkpoint takes one for each path")
         named[name] = leaf
     return named
 

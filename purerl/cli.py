@@ -21,8 +21,9 @@ from purerl import spread
 with contextlib.suppress(RuntimeError):  # whoever imports this in the midst of something has decided already
     spread.use_all_cores()  # before gymnax is imported, and starts jax
 
-from purerl import checks, driver, envs, loop, optimizers
+from purerl import checks, driver, envs, folders, loop, optimizers, results
 from purerl.base import cast_hypers
+from purerl.interrupts import Stopped
 
 AnySettings = TypeVar("AnySettings")
 HypersT = TypeVar("HypersT", bound=optimizers.Hypers)
@@ -30,8 +31,22 @@ SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The flags that all experiments have."""
+class Place:
+    """The flags that all scripts have."""
+
+    out: Path | None = None  # run directory; runs/<script>/<env>/<time> if not given
+    resume: str | None = None  # run directory to go on in, or auto: in that of --out if something is there, else begin
+
+    def __post_init__(self) -> None:
+        if self.resume == "auto" and self.out is None:
+            raise ValueError("resume is auto and out is not given; auto goes on in the folder that out names")
+        if self.resume not in (None, "auto") and self.out not in (None, Path(self.resume)):
+            raise ValueError(f"resume is {self.resume} and out is {self.out}; a run goes on where it is")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Place):
+    """The flags that all scripts that train one agent have."""
 
     env: str  # name of an environment that gymnax knows
     num_envs: int = 1  # environments stepped together
@@ -45,17 +60,16 @@ class Settings:
     eval_max_steps: int = 2_500  # steps at which such an episode is cut off, should the environment not end it before
     log_every: int | None = None  # environment steps per row of metrics; a hundredth of all if not given
     stop_at_return: float | None = None  # end early once the mean over seeds of the latest evaluation reaches this
-    out: Path | None = None  # run directory; runs/<agent>/<env>/<time> if not given
     devices: int | None = None  # over which runs are spread; all there are if not given
     together: int | None = None  # runs that go together on a device; 1 on a CPU if not given, as many as fit elsewhere
     memory: float | None = None  # GiB that runs may take; what is free if not given
     checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
-    resume: str | None = None  # run directory to go on in, or auto: in that of --out if something is there, else begin
     debug_nans: bool = False  # end at the operation that makes the first NaN, and name it; slow
     # What of the environment's parameters to change, by name: --env-params.<name>, or from Python a dict.
     env_params: tyro.conf.Suppress[dict[str, Any] | None] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         least = {
             "num_envs": 1,
             "length": 1,
@@ -77,10 +91,6 @@ class Settings:
             raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
         if self.stop_at_return is not None and not np.isfinite(self.stop_at_return):
             raise ValueError(f"stop_at_return is {self.stop_at_return}; it takes the return at which to stop")
-        if self.resume == "auto" and self.out is None:
-            raise ValueError("resume is auto and out is not given; auto goes on in the folder that out names")
-        if self.resume not in (None, "auto") and self.out not in (None, Path(self.resume)):
-            raise ValueError(f"resume is {self.resume} and out is {self.out}; a run goes on where it is")
 
 
 class BadInput(ValueError):
@@ -89,14 +99,6 @@ class BadInput(ValueError):
 
 class Failed(RuntimeError):
     """What was asked for began, and could not be done; the message says why, and what is left."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and is saved in `directory`; the message says how far it is."""
-
-    def __init__(self, message: str, directory: Path):
-        super().__init__(message)
-        self.directory = directory
 
 
 @contextlib.contextmanager
@@ -181,6 +183,14 @@ def parse(settings: type[AnySettings], arguments: Sequence[str] | None = None) -
         return dataclasses.replace(parsed.settings, env_params=changed or None)
     except (ValueError, OSError, OverflowError) as error:
         raise BadInput(str(error)) from error
+
+
+def directory_of(settings: Place, script: str, env: str, *, held: str = results.SETTINGS) -> Path:
+    """Return the folder that the settings ask for, or one of its own.
+
+    Raises FileNotFoundError for one to go on in that holds nothing of the pattern `held`.
+    """
+    return folders.to_go_on_in(settings.resume, held=held) or settings.out or results.default_directory(script, env)
 
 
 def annealed(settings: Settings, hypers: HypersT) -> HypersT:

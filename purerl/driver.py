@@ -103,28 +103,14 @@ def drive(
     replay buffers included, is more than `memory` bytes (without it: than is free); OSError if the runs were asked to
     stop and could not be saved.
     """
-    require_keys("keys", keys)
-    for phase in phases:
-        require_kind("a phase", phase, Phase, wanted="a Phase(agent, steps)")
-        require_agent(phase.agent)
-    if not phases or any(phase.steps < 1 for phase in phases):
-        raise ValueError(f"phases take {[phase.steps for phase in phases]} steps; each takes at least 1")
-    for name, count, least in (("length", length, 1), ("log_every", log_every, 1), ("eval_every", eval_every, 0)):
-        require_count(name, count, least=least)
-    if checkpoint_every is not None:
-        require_count("checkpoint_every", checkpoint_every, least=0)
-    if eval_env is not None:
-        require_env("eval_env", eval_env)
-    if stop_at_return is not None:
-        require_number("stop_at_return", stop_at_return)
-    if memory is not None:
-        require_count("memory", memory)
-    require_kind("spread", spread, Spread | None, wanted="a Spread, as spread.choose returns")
-    require_kind("checkpoints", checkpoints, Checkpoints | None, wanted="Checkpoints(directory)")
-    hypers = cast_hypers(hypers)
-    params = rollout.cast_params(env, env_params)
+    _require_phases(keys, phases)
+    _require_counts(length=length, log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
+    _require_kinds(eval_env, stop_at_return, memory, spread, checkpoints)
+    hypers, params = cast_hypers(hypers), rollout.cast_params(env, env_params)
     per_iteration = length * env.spec.num_envs
     chunks = list(_chunks(phases, per_iteration, max(1, round(log_every / per_iteration))))
+    judged = eval_env is not None and eval_every > 0
+    episodes = eval_env.spec.num_envs if eval_env is not None else 0
 
     began = time.perf_counter()
     if spread is None or debug_nans:
@@ -134,36 +120,31 @@ def drive(
         about = {"phases": [phase.steps for phase in phases], "length": length, "log_every": log_every}
         about |= {"eval_every": eval_every, "eval_max_steps": eval_max_steps, "stop_at_return": stop_at_return}
         about |= {"env": env.name, "agents": [getattr(phase.agent.act, "__qualname__", "") for phase in phases]}
-        about |= {"eval_episodes": eval_env.spec.num_envs if eval_env is not None else 0}
+        about |= {"eval_episodes": episodes}
         given = {"keys": keys, "hypers": hypers, "env_params": params}
         store = Store(checkpoints, given, about, every=checkpoint_every)
-    hypers, params = spreading.replicate(spread, (hypers, params))
+    shared = spreading.replicate(spread, (hypers, params))
     pairs = spreading.place(spread, spreading.padded(spread, jax.vmap(jax.random.split)(keys)))
-    eval_keys = pairs[:, 1]
     begin = _begin(phases[0].agent, env, spread)
-    shapes = jax.eval_shape(begin, pairs[:, 0], hypers, params)
+    shapes = jax.eval_shape(begin, pairs[:, 0], *shared)
     spreading.require_room(shapes, spread, memory)
-    judged = eval_env is not None and eval_every > 0
     history = History(len(keys), judged=judged, progress=progress)
-    found = store.latest(_first(shapes, len(keys)), history) if store else None
+    found = store.latest(_like(shapes, len(keys), spread), history) if store else None
     if found:
         runs = spreading.place(spread, spreading.padded(spread, found.runs))
         found = found._replace(runs=())  # of what they keep there is to be one copy
     else:
-        runs = begin(pairs[:, 0], hypers, params)
-    lowered: dict[Any, Any] = {}
-    for number, iterations in dict.fromkeys(chunks):
-        program = _advance(phases[number].agent, env, iterations, length, spread, debug_nans=debug_nans)
-        lowered[number, iterations] = program.lower(runs, hypers, params)
-    if eval_env is not None:
-        judge = _judge(phases[-1].agent, eval_env, eval_max_steps, spread)
-        lowered["judge"] = judge.lower((eval_keys, runs.agent), _number(spread, 0), hypers, params)
-    with ThreadPoolExecutor() as pool:
-        programs = dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
+        runs = begin(pairs[:, 0], *shared)
+    advances = {
+        (number, iterations): _advance(phases[number].agent, env, iterations, length, spread, debug_nans=debug_nans)
+        for number, iterations in dict.fromkeys(chunks)
+    }
+    judge = _judge(phases[-1].agent, eval_env, eval_max_steps, spread) if eval_env is not None else None
+    programs = _compiled(advances, judge, runs, pairs[:, 1], shared, spread)
     compile_seconds = time.perf_counter() - began + (found.compile_seconds if found else 0.0)
 
     def evaluated(number: int) -> Any:
-        return programs["judge"]((eval_keys, runs.agent), _number(spread, number), hypers, params)
+        return programs["judge"]((pairs[:, 1], runs.agent), _number(spread, number), *shared)
 
     history.start()
     unread: tuple[int, Any, Any] | None = None  # what was dispatched last and is not read yet: one chunk
@@ -172,7 +153,7 @@ def drive(
     with Interrupt() as interrupt:
         while done < len(chunks):
             # The runs are donated to their successors, so nothing is copied.
-            advanced = programs[chunks[done]](runs, hypers, params)
+            advanced = programs[chunks[done]](runs, *shared)
             if debug_nans:
                 error, advanced = advanced
                 guards.require_none(error)
@@ -196,21 +177,21 @@ def drive(
                 if history.all_lost:
                     interrupted = False
                 else:
-                    kept = _first(runs, len(keys))
+                    kept = _kept(runs, len(keys))
                     store.save(kept, history, done, steps, last_evaluated, compile_seconds, must=interrupted)
             if interrupted or history.all_lost:
                 break
         if unread:
             history.read(*unread)
         if store and not interrupted and not history.all_lost and store.due_at_end():
-            store.save(_first(runs, len(keys)), history, len(chunks), steps, last_evaluated, compile_seconds)
+            store.save(_kept(runs, len(keys)), history, len(chunks), steps, last_evaluated, compile_seconds)
         if eval_env is not None and last_evaluated != steps and not (store and interrupted):
             history.read(steps, None, evaluated(-1))  # a number that no other evaluation has
     if store:
         store.finish()
-    returns, finished = history.evaluated(eval_env.spec.num_envs if eval_env is not None else 0)
+    returns, finished = history.evaluated(episodes)
     return Outcome(
-        runs=_first(runs, len(keys)),
+        runs=jax.tree.map(jnp.asarray, _kept(runs, len(keys))),
         metrics=history.metrics(),
         diverged_at=history.diverged_at,
         interrupted=interrupted,
@@ -222,15 +203,71 @@ def drive(
     )
 
 
-def _first(runs: PyTree, count: int) -> PyTree:
-    """Return the first so many runs: without those that fill up the devices. Of shapes, shapes."""
+def _require_phases(keys: Any, phases: Sequence[Phase]) -> None:
+    require_keys("keys", keys)
+    for phase in phases:
+        require_kind("a phase", phase, Phase, wanted="a Phase(agent, steps)")
+        require_agent(phase.agent)
+    if not phases or any(phase.steps < 1 for phase in phases):
+        raise ValueError(f"phases take {[phase.steps for phase in phases]} steps; each takes at least 1")
+
+
+def _require_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None or name != "checkpoint_every":
+            require_count(name, count, least=0 if name in ("eval_every", "checkpoint_every") else 1)
+
+
+def _require_kinds(eval_env: Any, stop_at_return: Any, memory: Any, spread: Any, checkpoints: Any) -> None:
+    if eval_env is not None:
+        require_env("eval_env", eval_env)
+    if stop_at_return is not None:
+        require_number("stop_at_return", stop_at_return)
+    if memory is not None:
+        require_count("memory", memory)
+    require_kind("spread", spread, Spread | None, wanted="a Spread, as spread.choose returns")
+    require_kind("checkpoints", checkpoints, Checkpoints | None, wanted="Checkpoints(directory)")
+
+
+def _compiled(
+    advances: dict[Any, Any], judge: Any, runs: PyTree, eval_keys: Any, shared: tuple[PyTree, PyTree], spread: Spread
+) -> dict[Any, Any]:
+    """Return the programs compiled, all at one time: the compiler is content with one core each."""
+    lowered = {chunk: program.lower(runs, *shared) for chunk, program in advances.items()}
+    if judge is not None:
+        lowered["judge"] = judge.lower((eval_keys, runs.agent), _number(spread, 0), *shared)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(lowered, pool.map(lambda program: program.compile(), lowered.values()), strict=True))
+
+
+def _kept(runs: PyTree, count: int) -> PyTree:
+    """Return the first so many runs: without those that fill up the devices, where there are such by way of the host.
+
+    As devices have equal shares, to cut there would be to copy all to every device.
+    """
 
     def cut(leaf: Any) -> Any:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
-        return leaf if len(leaf) == count else leaf[:count]
+        if len(leaf) == count or _are_keys(leaf):
+            return leaf[:count]
+        return np.asarray(leaf)[:count]
 
     return jax.tree.map(cut, runs)
+
+
+def _like(runs: PyTree, count: int, spread: Spread) -> PyTree:
+    """Return like what `_kept` returned they are to be restored: each device's share there, if the shares are equal."""
+
+    def like(leaf: Any) -> Any:
+        shape = (count, *leaf.shape[1:])
+        if leaf.shape[0] == count:
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=spreading.shares(spread))
+        return jax.ShapeDtypeStruct(shape, leaf.dtype) if _are_keys(leaf) else np.empty(shape, leaf.dtype)
+
+    return jax.tree.map(like, runs)
+
+
+def _are_keys(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _chunks(phases: Sequence[Phase], per_iteration: int, size: int) -> Iterator[tuple[int, int]]:

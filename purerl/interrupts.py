@@ -9,20 +9,35 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 SECONDS_APART = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Stopped(KeyboardInterrupt):
+    """Work was asked to stop, and what is done is kept in `directory`; the message says how far it is."""
+
+    def __init__(self, message: str, directory: Path):
+        super().__init__(message)
+        self.directory = directory
+
+
 class Interrupt:
     """A context in which the first Ctrl-C or SIGTERM is taken for a wish, `asked`, and the second ends the process.
+
+    The wish is for an end `after` something, which is told. One context within another hears it first, and leaves it to
+    the outer one.
 
     Within a second of the first a second one is the same one: schedulers send it to a process and to its group. In a
     notebook, whose kernel is to live, it is a KeyboardInterrupt, once the device gives back the main thread. Python
     hears of a signal only then, which may take as long as a chunk; so a thread listens. Where signals cannot be heard
     (outside the main thread) nothing is changed.
     """
+
+    def __init__(self, after: str = "this chunk"):
+        self.after = after
 
     def __enter__(self) -> Interrupt:
         self.asked, self._first = False, 0.0
@@ -54,13 +69,16 @@ class Interrupt:
                 os._exit(128 + number[0])
             self._first = time.monotonic()
             self.asked = True  # as the handler does, but at once
-            print("\nstopping after this chunk; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+            print(f"\nstopping after {self.after}; Ctrl-C again ends at once", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if not self._former:
             return
         for number, former in self._former.items():
             signal.signal(number, former)
+            outer = getattr(former, "__self__", None)
+            if self.asked and isinstance(outer, Interrupt):
+                outer.asked = True
         signal.set_wakeup_fd(self._former_bell)
         self._bell.close()  # the thread reads the end
         self._thread.join()

@@ -261,6 +261,12 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def tidy(directory: str | os.PathLike[str]) -> None:
+    """Removes what a process that was killed left half-written in a folder that no other one writes to."""
+    for path in path_of("directory", directory).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def _folder_name(text: str, name: str) -> str:
     require_kind(name, text, str, wanted="a name with letters or digits")
     cleaned = re.sub(r"[^\w.+-]+", "-", text).strip("-.")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from purerl import archive, checkpoint, cli, driver, envs, export, plots, reports, results
+from purerl import checkpoint, cli, driver, envs, export, folders, plots, reports, results
 from purerl.base import Spec
+from purerl.folders import CHECKPOINTS
+from purerl.interrupts import Interrupt, Stopped
 from purerl.metrics import Progress
-
-CHECKPOINTS = "checkpoints"
-# What may differ between the process that began a run and one that goes on with it.
-_FREE = ("out", "resume", "devices", "together", "memory", "checkpoint_every", "debug_nans", "versions")
 
 
 def run(
@@ -26,7 +23,7 @@ def run(
     """Train `settings.seeds` runs of the agents that `phases` makes for the environment, and write the run directory.
 
     Prints what it does; returns what it wrote. Raises cli.BadInput for what cannot be run, before anything is trained;
-    cli.Stopped if it was asked to stop, once it is saved; cli.Failed if all seeds diverge, or nothing can be written.
+    Stopped if it was asked to stop, once it is saved; cli.Failed if all seeds diverge, or nothing can be written.
     """
     with cli.bad_input():
         cli.require_sensible(hypers)
@@ -37,8 +34,11 @@ def run(
         plan = phases(env.spec)
         cli.require_fitting(plan, env, hypers, settings.length)
         settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
-        directory, description, lock = opened(settings, agent, hypers)
-        if lock is None:
+        directory = cli.directory_of(settings, agent, settings.env)
+        described = dataclasses.asdict(settings) | {"agent": agent, "numbers": hypers}
+        del described["resume"]
+        folder = folders.opened(directory, described, resume=settings.resume)
+        if folder.lock is None:
             print(f"{directory} holds this run, and it is finished")
             return results.load_run(directory)
     seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
@@ -47,71 +47,24 @@ def run(
     before = checkpoint.steps(directory / CHECKPOINTS)
     if settings.resume:
         print(f"goes on after {before[-1]:,} steps" if before else "begins: nothing is saved to go on from", flush=True)
-    with lock:
+    with folder.lock:
         with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
             judge = eval_env if settings.eval_every else None
             outcome = _drive(settings, plan, env, hypers, env_params, judge, progress, spreading, directory)
         _require_end(outcome, settings, directory)
         try:
-            _save_policy(directory, plan[-1].agent, outcome, env, hypers, env_params, agent)
-            return _written(outcome, settings, directory, description, agent, hypers)
+            with Interrupt("the results are written"):
+                _save_policy(directory, plan[-1].agent, outcome, env, hypers, env_params, agent)
+                return _written(outcome, settings, folder, agent, hypers)
         except OSError as error:
             raise cli.Failed(f"the results could not be written: {error}") from error
 
 
-def opened(settings: cli.Settings, agent: str, hypers: Any) -> tuple[Path, dict[str, Any], IO[bytes] | None]:
-    """Return the directory of a run, the settings that it holds now, and its lock, or None if the run is finished.
-
-    Raises FileNotFoundError for a directory to go on in that holds no run, ValueError, naming the first difference, for
-    one that holds another, and FileExistsError for one that holds a run although none was to be gone on with, or in
-    which another process is at work.
-    """
-    directory = settings.out or results.default_directory(agent, settings.env)
-    if settings.resume not in (None, "auto"):
-        directory = Path(settings.resume)
-        if not (directory / results.SETTINGS).exists():
-            raise FileNotFoundError(f"resume is {directory}, which holds no run ({results.SETTINGS})")
-    description = dataclasses.asdict(dataclasses.replace(settings, out=directory))
-    del description["resume"]
-    description = results.to_json(description | {"agent": agent, "numbers": hypers, "versions": results.versions()})
-    if settings.resume and (directory / results.SUMMARY).exists():
-        _require_same(directory, description)
-        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)  # whoever wrote the summary was killed before this
-        return directory, description, None
-    results.create(directory)
-    lock = archive.locked(directory / "lock")
-    if (directory / results.SUMMARY).exists():  # another process was quicker
-        lock.close()
-        return opened(settings, agent, hypers)
-    try:
-        if (directory / "index.sqlite").exists():
-            raise FileExistsError(f"out is {directory}, which holds a sweep; give another")
-        if settings.resume and (directory / results.SETTINGS).exists():
-            _require_same(directory, description)
-        elif not checkpoint.steps(directory / CHECKPOINTS):
-            results.replace_file(directory / results.SETTINGS, results.json_bytes(description, "settings"))
-        else:
-            raise FileExistsError(f"out is {directory}, which holds a run to go on with: --resume {directory}")
-    except (OSError, ValueError):
-        lock.close()
-        raise
-    return directory, description, lock
-
-
-def _require_same(directory: Path, description: dict[str, Any]) -> None:
-    former = results.read_json(directory / results.SETTINGS)
-    archive.require_equal(_bound(former), _bound(description), f"{directory} holds a run")
-
-
-def _bound(description: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in description.items() if name not in _FREE}
-
-
 def _require_end(outcome: driver.Outcome, settings: cli.Settings, directory: Path) -> None:
-    """Raise cli.Stopped or cli.Failed for runs that did not come to their end."""
+    """Raise Stopped or cli.Failed for runs that did not come to their end."""
     steps = int(outcome.metrics["environment_steps"][0, -1])
     if outcome.interrupted:
-        raise cli.Stopped(f"stopped after {steps:,} of {settings.total_steps:,} steps", directory)
+        raise Stopped(f"stopped after {steps:,} of {settings.total_steps:,} steps", directory)
     if outcome.diverged.all():
         iterations = [at // (settings.num_envs * settings.length) for at in outcome.diverged_at]
         kept = checkpoint.steps(directory / CHECKPOINTS)
@@ -141,7 +94,8 @@ def _save_policy(directory, agent, outcome, env, hypers, env_params, name) -> No
         print(f"no policy is saved: {error}")
 
 
-def _written(outcome, settings, directory, description, agent, hypers) -> results.Result:
+def _written(outcome, settings, folder, agent, hypers) -> results.Result:
+    directory = folder.path
     summary = reports.summarise(outcome, agent=agent, env=settings.env, hypers=hypers)
     metrics = outcome.metrics
     if settings.eval_every:
@@ -154,9 +108,8 @@ def _written(outcome, settings, directory, description, agent, hypers) -> result
         title=f"{agent} on {settings.env}",
         evaluation=(outcome.evaluation_steps, outcome.evaluation_returns.mean(axis=2)) if settings.eval_every else None,
     )
-    results.write(directory, settings=description, metrics=metrics, summary=summary)
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    (directory / "lock").unlink(missing_ok=True)
+    results.write(directory, settings=folder.description, metrics=metrics, summary=summary)
+    folder.finish()
     reports.show(summary, directory)
     return results.load_run(directory)
 

@@ -162,9 +162,14 @@ def mesh_of(spread: Spread) -> Mesh:
     return Mesh(np.array(spread.devices), ("run",), axis_types=(AxisType.Auto,))
 
 
+def shares(spread: Spread) -> NamedSharding:
+    """Return where leaves [R, ...] are of which each device has its consecutive share."""
+    return NamedSharding(mesh_of(spread), P("run"))
+
+
 def place(spread: Spread, batch: PyTree) -> PyTree:
     """Put leaves [R, ...], R a multiple of the number of devices, on the devices: each has its consecutive share."""
-    return jax.device_put(batch, NamedSharding(mesh_of(spread), P("run")))
+    return jax.device_put(batch, shares(spread))
 
 
 def replicate(spread: Spread, shared: PyTree) -> PyTree:
@@ -173,9 +178,16 @@ def replicate(spread: Spread, shared: PyTree) -> PyTree:
 
 
 def padded(spread: Spread, batch: PyTree) -> PyTree:
-    """Return leaves [R, ...] with the last run repeated until they divide over the devices."""
+    """Return leaves [R, ...] with the last run repeated until they divide over the devices; NumPy's stay NumPy's."""
     short = -len(jax.tree.leaves(batch)[0]) % len(spread.devices)
-    return jax.tree.map(lambda leaf: jnp.concatenate([leaf, *[leaf[-1:]] * short]), batch) if short else batch
+    if not short:
+        return batch
+
+    def repeated(leaf: Any) -> Any:
+        joined = np.concatenate if isinstance(leaf, np.ndarray) else jnp.concatenate
+        return joined([leaf, *[leaf[-1:]] * short])
+
+    return jax.tree.map(repeated, batch)
 
 
 def sharded(function: Callable[..., PyTree], spread: Spread, *, shared: int = 0) -> Callable[..., PyTree]:

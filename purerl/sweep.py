@@ -5,6 +5,7 @@ The points are made by `grid`, `listed`, `sample` and `product` (purerl/points.p
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -20,6 +21,7 @@ from purerl import spread as spreading
 from purerl.archive import Archive
 from purerl.base import require_keys
 from purerl.checks import require_count, require_function, require_kind
+from purerl.interrupts import Interrupt, Stopped
 from purerl.points import Batch, choice, grid, listed, log_uniform, product, sample, uniform
 from purerl.spread import Spread
 
@@ -75,8 +77,8 @@ def run(
     spread over the devices as `spread` says (by default as suits them and their memory: `spread.choose`, `fitting`).
     One after another, a run's bits do not depend on what else is run, nor where; together, they depend on how many are.
     With an `archive` every finished run is kept on disk as it goes, and those that are there already are not run again;
-    `train` then returns a dict of arrays. `progress` is told how many runs are there. Raises ValueError for no keys,
-    and MemoryError as `fitting`.
+    `train` then returns a dict of arrays, and Ctrl-C or SIGTERM raises Stopped once the runs under way are kept.
+    `progress` is told how many runs are there. Raises ValueError for no keys, and MemoryError as `fitting`.
     """
     _require(train, keys, batch, spread)
     points, seeds = batch.points, len(keys)
@@ -89,15 +91,18 @@ def run(
         spread = fitting(train, keys, batch, spreading.choose(total))
     left: list[Any] = [None] * total
     done = total - len(missing)
-    for numbers, outputs in each(train, keys, batch, missing, spread) if spread and len(missing) else ():
-        if archive is not None:
-            archive.add(numbers, outputs, diverged(outputs, (len(numbers),)))
-        else:
-            for place, number in enumerate(numbers):
-                left[number] = jax.tree.map(lambda leaf, place=place: leaf[place], outputs)
-        done += len(numbers)
-        if progress:
-            progress(done)
+    with contextlib.nullcontext() if archive is None else Interrupt("the runs under way") as interrupt:
+        for numbers, outputs in each(train, keys, batch, missing, spread) if spread and len(missing) else ():
+            if archive is not None:
+                archive.add(numbers, outputs, diverged(outputs, (len(numbers),)))
+            else:
+                for place, number in enumerate(numbers):
+                    left[number] = jax.tree.map(lambda leaf, place=place: leaf[place], outputs)
+            done += len(numbers)
+            if progress:
+                progress(done)
+            if archive is not None and interrupt and interrupt.asked and done < total:
+                raise Stopped(f"stopped after {done} of {total} runs", archive.directory)
     if archive is not None:
         outputs: Any = archive.read()
     else:

@@ -16,15 +16,16 @@ from jaxtyping import Array, Key
 from purerl import archive, checks, cli, driver, envs, points, results, sweep, sweep_reports, training
 from purerl.archive import Archive
 from purerl.base import Spec
+from purerl.interrupts import Stopped
 from purerl.loop import Phase
 from purerl.metrics import Progress
 from purerl.points import Batch
 
 # Of the settings, those that no group can have of its own ...
 NOT_CHOSEN = {"total_steps", "seed", "seeds", "out", "env_params", "hypers", "devices", "together", "memory"}
-NOT_CHOSEN |= {"stop_at_return", "log_every", "eval_every"}
+NOT_CHOSEN |= {"stop_at_return", "log_every", "eval_every", "resume", "checkpoint_every", "debug_nans"}
 # ... and those with which a sweep is the same sweep, whatever they are.
-NOT_DESCRIBED = {"out", "static", "devices", "together", "memory"}
+NOT_DESCRIBED = {"out", "resume", "static", "devices", "together", "memory"}
 
 
 def axes(hypers: type) -> Any:
@@ -113,9 +114,6 @@ def task(
     static: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Task:
     """Return what is to be trained. Raises ValueError or TypeError for what cannot be."""
-    for name, off in {"resume": None, "checkpoint_every": None, "debug_nans": False}.items():
-        if getattr(settings, name) != off:
-            raise ValueError(f"{name} is {getattr(settings, name)}; it is for scripts that train one agent")
     _require_no_more(settings)
     numbers = hypers(settings)
     cli.require_sensible(numbers)
@@ -193,9 +191,9 @@ def _group(task: Task, directory: Path, agent: str, axes: Mapping[str, Sequence[
     if task.static:
         chosen = ",".join(f"{name}={results.to_json(value)}" for name, value in task.static.items())
         directory = directory / chosen.replace("/", "-").replace(" ", "")
-        if (directory / results.SUMMARY).exists():  # a group may be finished, and the sweep not
-            archive.require_same(directory, archive.description_of(described, **runs))
-            return Group(task, batch, iterations, rows, directory, None)
+    if (task.static or settings.resume) and (directory / results.SUMMARY).exists():
+        archive.require_same(directory, archive.description_of(described, **runs))  # a group may be finished, all not
+        return Group(task, batch, iterations, rows, directory, None)
     return Group(task, batch, iterations, rows, directory, Archive(directory, described, **runs))
 
 
@@ -212,30 +210,37 @@ def run(
     Where no axis is asked for, the `usual` ones are swept. Of `settings.static` every combination is a group, with a
     program and a folder of its own; `phases` and `hypers` are made of each group's settings. What is finished is on
     disk: the same command with the same --out goes on with what is missing. Raises BadInput for what cannot be run,
-    before anything is trained; for what memory does not hold, before its group is.
+    before anything is trained; for what memory does not hold, before its group is; and Stopped if the process was asked
+    to end, once what is under way is kept.
     """
     with cli.bad_input():
         chosen = {name: values for name, values in dataclasses.asdict(settings.sweep).items() if values} or dict(usual)
         _require_sensible("sweep", chosen)
         statics = combinations(settings)
         tasks = [task(dataclasses.replace(settings, **static), phases, hypers, static) for static in statics]
-        directory = settings.out or results.default_directory(f"sweep_{agent}", settings.env)
+        held = f"*/{results.SETTINGS}" if statics[0] else results.SETTINGS
+        directory = cli.directory_of(settings, f"sweep_{agent}", settings.env, held=held)
         groups = [_group(one, directory, agent, chosen) for one in tasks]
         if all(group.archive is None for group in groups):
-            raise ValueError(f"directory is {directory}, which already holds all of this sweep; give another")
+            if not settings.resume:
+                raise ValueError(f"directory is {directory}, which already holds all of this sweep; give another")
+            print(f"{directory} holds all of this sweep, and it is finished")
     total, kept = sum(group.total for group in groups), sum(group.kept for group in groups)
     print(f"{agent}: {groups[0].batch.points} points x {settings.seeds} seeds, axes: ", end="")
     print("; ".join(f"{name} {list(values)}" for name, values in chosen.items()) or "none")
     print("one program to compile" if len(groups) == 1 else f"{len(groups)} groups, each a program to compile:")
     for static in statics if len(groups) > 1 else ():
         print("".join(f"  {name} {value}" for name, value in static.items()))
-    print(f"finished runs are kept in {directory}: with that as --out the same command goes on")
+    print(f"finished runs are kept in {directory}: with that as --resume the same command goes on")
     if kept:
         print(f"{kept} of {total} runs are there already")
     with Progress(total, description=agent, unit="runs") as progress:
         before = 0
         for group in groups:
-            _train(group, agent, lambda finished, before=before: progress.update(before + finished))
+            try:
+                _train(group, agent, lambda finished, before=before: progress.update(before + finished))
+            except Stopped as stop:
+                raise Stopped(str(stop), directory) from None
             before += group.total
     return [results.load_run(group.directory) for group in groups]
 
@@ -286,6 +291,11 @@ def _require_sensible(flag: str, asked: Mapping[str, Sequence[float]]) -> None:
 
 def _require_no_more(settings: Any) -> None:
     """Raise a ValueError for a flag of single runs that a sweep has no use for."""
+    if settings.checkpoint_every is not None:
+        kept = "here whole runs are kept, each as it is finished"
+        raise ValueError(f"checkpoint_every is {settings.checkpoint_every}; {kept}, and --resume makes those missing")
+    if settings.debug_nans:
+        raise ValueError("debug_nans is True; it is for scripts that train one agent")
     if settings.stop_at_return is not None:
         raise ValueError("stop_at_return is set; a sweep runs every point to its end")
     if settings.log_every is not None:

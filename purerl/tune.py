@@ -26,6 +26,7 @@ from purerl import archive, points, results, scores, sweep
 from purerl import spread as spreading
 from purerl.base import require_keys
 from purerl.checks import make_folder, require_count, require_function, require_kind, require_number, shown
+from purerl.interrupts import Interrupt
 from purerl.spread import Spread
 from purerl.sweep import Train
 from purerl.workers import OWNER, Owner, SignsOfLife, Watch
@@ -169,8 +170,8 @@ def work(
     [P, S]; a trial's value is their interquartile mean. One whose score is not finite is told as failed, marked
     "diverged", and counts as finished. Each worker has a number of its own: started again with the same number, it
     hands out at once what it had left running; what other workers leave is handed out once they have been silent for
-    `patience` seconds. Raises ValueError for distributions that Optuna has no like of, and RuntimeError if another
-    worker takes the same number.
+    `patience` seconds. Ctrl-C or SIGTERM ends it after the batch under way. Raises ValueError for distributions that
+    Optuna has no like of, and RuntimeError if another worker takes the same number.
     """
     _require_study(study)
     require_function("train", train, wanted="a function (key, hypers) -> arrays, such as training.trainer returns")
@@ -187,8 +188,8 @@ def work(
         raise ValueError("distributions is {}; it takes at least one hyper to search over")
     watch = Watch(patience)
     done = 0
-    with SignsOfLife(study, worker, patience) as alive:
-        while True:
+    with SignsOfLife(study, worker, patience) as alive, Interrupt("these trials") as interrupt:
+        while not interrupt.asked:
             watch.fail_the_dead(study)
             _hand_out(study)
             trials = list(_claimed(study, distributions, batch, alive))
@@ -203,6 +204,7 @@ def work(
                 done += _tell(study, trial, alive.owner, found)
             if progress:
                 progress(finished(study))
+    return done
 
 
 def _scores(

@@ -14,11 +14,13 @@ import optuna
 
 from purerl import cli, plots, points, results, scores, sweep, sweep_cli, sweep_reports, tune
 from purerl.base import Spec, require_count
+from purerl.interrupts import Stopped
 from purerl.loop import Phase
 from purerl.metrics import Progress
 
 # A study is the same study, however its workers are started.
 NOT_DESCRIBED = sweep_cli.NOT_DESCRIBED | {"search"}
+JOURNAL = "journal.log"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def run(
 
     A trial trains with `settings.seeds` seeds, its numbers chosen by Optuna from what is asked for (`usual` if nothing
     is). The same command goes on with what is there, and with another `--search.worker` helps. Raises BadInput for what
-    cannot be run, before anything is trained.
+    cannot be run, before anything is trained, and Stopped if it was asked to end before the last trial was.
     """
     search: Search = settings.search
     with cli.bad_input():
@@ -66,20 +68,25 @@ def run(
         task = sweep_cli.task(settings, phases, hypers)
         worker = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if search.worker is None else search.worker
         directory = _directory(settings, worker, f"tune_{agent}")
+        finished = settings.resume is not None and (directory / results.SUMMARY).exists()
         if search.submit is not None:
             _submit(search, directory)
             return None
         described = {key: value for key, value in dataclasses.asdict(settings).items() if key not in NOT_DESCRIBED}
         described |= {"agent": agent, "space": {name: str(own) for name, own in space.items()}}
-        where, seed = search.storage or directory / "journal.log", settings.seed + worker
+        where, seed = search.storage or directory / JOURNAL, settings.seed + worker
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if worker == 0:
             _require_storage(search.storage)  # or a folder would be left where nothing can be kept
-            results.create(directory)
+            if not finished:
+                results.create(directory)
             study = tune.create(where, search.name, trials=search.trials, description=described, seed=seed)
         else:
             print(f"worker {worker}: looking for study {search.name!r} in {where}", flush=True)
             study = tune.open_study(where, search.name, description=described, seed=seed)
+        if finished:
+            print(f"{directory} holds this search, and it is finished")
+            return results.load_run(directory)
         train = task.train(rows=1)
         runs = sweep.listed(task.hypers, **{name: [0.0] * search.batch for name in space})
         spread = cli.spread_of(settings, search.batch * settings.seeds)
@@ -107,14 +114,17 @@ def run(
             patience=search.patience,
             progress=progress.update,
         )
+    if (ended := tune.finished(study)) < total:
+        raise Stopped(f"stopped after {ended} of {total} trials", directory)
     print(f"worker {worker} ran {done} of {total} trials")
     return _finish(study, directory, settings, space, agent, task.steps) if worker == 0 else None
 
 
 def _directory(settings: Any, worker: int, script: str) -> Path:
-    if settings.out is None and (worker > 0 or "SLURM_ARRAY_TASK_ID" in os.environ):
+    if settings.out is None and not settings.resume and (worker > 0 or "SLURM_ARRAY_TASK_ID" in os.environ):
         raise ValueError(f"out is not given, and this is worker {worker}; all workers of a study take one --out")
-    return settings.out or results.default_directory(script, settings.env)
+    held = "*" if settings.search.storage else JOURNAL  # a study in a database may have left nothing here
+    return cli.directory_of(settings, script, settings.env, held=held)
 
 
 def _require_storage(storage: str | None) -> None:

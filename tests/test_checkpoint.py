@@ -142,6 +142,32 @@ def contents(directory):
     }
 
 
+@pytest.mark.parametrize("tree", [{}, {"a": np.zeros((0, 3), np.float32)}], ids=["no leaves", "no elements"])
+def test_nothing_at_all_comes_back_as_it_was(tree, tmp_path):
+    checkpoint.save(tree, tmp_path, 1)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path, tree), tree)
+
+
+def test_keys_are_not_among_the_rest(tmp_path):
+    checkpoint.save({"a": {"key": jax.random.key(0)}}, tmp_path, 1)
+    with pytest.raises(ValueError, match="like has REST for a/key, which holds keys; it takes keys by name"):
+        checkpoint.restore(tmp_path, {"a": checkpoint.REST})
+
+
+def test_what_is_told_of_a_checkpoint_is_read_without_its_arrays(tmp_path):
+    checkpoint.save({"a": np.arange(3)}, tmp_path, 1, {"name": "x"})
+    for path in (tmp_path / "1" / "tree").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert checkpoint.about(tmp_path) == {"name": "x"}
+    with pytest.raises(checkpoint.Unfit, match="is damaged"):
+        checkpoint.restore(tmp_path, {"a": np.arange(3)})
+    header = tmp_path / "1" / "header" / "metadata"
+    header.write_bytes(header.read_bytes().replace(b"x", b"y"))
+    with pytest.raises(checkpoint.Unfit, match="header/metadata is not what was written"):
+        checkpoint.about(tmp_path)
+
+
 def test_other_bad_input(saved, tmp_path, monkeypatch):
     with pytest.raises(TypeError, match="name is of type str; a checkpoint takes arrays"):
         checkpoint.save({"name": "text"}, tmp_path / "a", 1)

@@ -19,11 +19,11 @@ LEVELS = {
     **dict.fromkeys(["optimizers", "precision", "replay", "normalize", "envs", "spread"], 2),
     **dict.fromkeys(["sharding", "distributed", "metrics", "results", "plots", "workers", "interrupts", "guards"], 2),
     **dict.fromkeys(["agents", "rollout", "archive", "checkpoint", "history", "sealed"], 3),
-    **dict.fromkeys(["loop", "evaluate", "sweep", "store", "policies"], 4),
+    **dict.fromkeys(["loop", "evaluate", "sweep", "store", "policies", "folders"], 4),
     **dict.fromkeys(["driver", "training", "export", "launch"], 5),
     **dict.fromkeys(["reports", "sweep_reports", "halving", "pbt", "tune"], 6),
     "cli": 7,
-    **dict.fromkeys(["policy_cli", "sweep_cli", "runs", "play"], 8),
+    **dict.fromkeys(["policy_cli", "sweep_cli", "runs", "parts", "play"], 8),
     "tune_cli": 9,
 }
 # Forbidden even where lower: so any agent runs under any environment, loop or mesh.

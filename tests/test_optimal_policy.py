@@ -14,9 +14,10 @@ from purerl import cli, envs
 def test_it_solves_and_draws(env, discount, start, tmp_path, capsys):
     script = load("optimal_policy")
     script.main(script.Settings(env=env, discount=discount, out=tmp_path / "run"))
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["optimal_policy.png", "solution.npz"]
+    names = ["metrics.npz", "optimal_policy.png", "settings.json", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
     assert (tmp_path / "run" / "optimal_policy.png").read_bytes().startswith(b"\x89PNG")
-    with np.load(tmp_path / "run" / "solution.npz") as solution:
+    with np.load(tmp_path / "run" / "metrics.npz") as solution:
         assert solution["policy"].shape == solution["action_value"].shape == (*solution["value"].shape, 4) or not start
         np.testing.assert_allclose(solution["policy"].sum(axis=1), 1, rtol=1e-6)
     if start is not None:

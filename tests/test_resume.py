@@ -20,10 +20,11 @@ import pytest
 from contract_cases import CASES
 from scripts import load
 
-from purerl import checkpoint, cli, driver, envs, export, interrupts, results, runs, store
+from purerl import checkpoint, cli, driver, envs, export, folders, interrupts, results, runs, store
 from purerl.agents import q_learning
 from purerl.checkpoint import Checkpoints
 from purerl.driver import Phase
+from purerl.interrupts import Interrupt, Stopped
 from purerl.metrics import Progress
 
 CLIFF = "CliffWalking-purerl"
@@ -281,7 +282,7 @@ def settings_of(script, out, *flags):
 def stopped(script, out, monkeypatch, at=400, flags=()):
     """A run that Ctrl-C has stopped."""
     monkeypatch.setattr(runs, "Progress", lambda *_, **__: Ending(at, signal.SIGINT))
-    with pytest.raises(cli.Stopped) as stop:
+    with pytest.raises(Stopped) as stop:
         script.main(settings_of(script, out, *flags))
     monkeypatch.setattr(runs, "Progress", Progress)
     return stop.value
@@ -298,7 +299,7 @@ def test_an_interrupted_run_comes_out_as_if_it_never_was(script, finished, tmp_p
     out = tmp_path / "run"
     stop = stopped(script, out, monkeypatch)
     assert stop.directory == out
-    steps = checkpoint.steps(out / runs.CHECKPOINTS)[-1]
+    steps = checkpoint.steps(out / folders.CHECKPOINTS)[-1]
     assert str(stop) == f"stopped after {steps} of 600 steps"
     assert not (out / results.SUMMARY).exists()
     with pytest.raises(FileNotFoundError, match="has not finished"):
@@ -342,8 +343,8 @@ def test_what_does_not_fit_is_told_and_nothing_is_touched(script, tmp_path, monk
             module.main(settings_of(module, out, "--resume", "auto", *flags))
         assert words in str(told.value)
         assert "\n" not in str(told.value)
-    steps = checkpoint.steps(out / runs.CHECKPOINTS)[-1]
-    damaged = next((out / runs.CHECKPOINTS / str(steps)).rglob("manifest.ocdbt"))
+    steps = checkpoint.steps(out / folders.CHECKPOINTS)[-1]
+    damaged = next((out / folders.CHECKPOINTS / str(steps)).rglob("manifest.ocdbt"))
     damaged.write_bytes(b"0" + damaged.read_bytes()[1:])
     with pytest.raises(cli.BadInput, match=r"is damaged: .*manifest.ocdbt is not what was written"):
         script.main(settings_of(script, out, "--resume", "auto"))
@@ -367,7 +368,7 @@ def test_the_command_to_go_on_with_is_printed_and_the_status_is_0(script, monkey
     monkeypatch.setattr(sys, "argv", ["experiments/q_learning.py", *flags])
 
     def main(settings):
-        raise cli.Stopped("stopped after 5 of 9 steps", tmp_path)
+        raise Stopped("stopped after 5 of 9 steps", tmp_path)
 
     monkeypatch.setattr(cli, "parse", lambda settings: None)
     cli.start(main, script.Settings)
@@ -414,6 +415,16 @@ def test_a_second_signal_ends_the_process_at_once_whatever_it_waits_for(number):
     process.send_signal(number)
     assert process.wait(timeout=30) == 128 + number
     assert time.monotonic() - begun < 5
+
+
+def test_of_two_contexts_the_inner_one_leaves_the_wish_to_the_outer_one(capfd):
+    with Interrupt("this part") as outer:
+        with Interrupt() as inner:
+            signal.raise_signal(signal.SIGTERM)
+            assert inner.asked
+            assert not outer.asked
+        assert outer.asked
+    assert capfd.readouterr().err == "\nstopping after this chunk; Ctrl-C again ends at once\n"
 
 
 def test_signals_are_those_of_before_once_nothing_is_to_be_asked():
@@ -501,7 +512,7 @@ def test_thirty_kills_of_an_experiment_leave_what_no_kill_would_have_left(name, 
     whole, out = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, whole], check=True, stdout=subprocess.DEVNULL)
     begun = time.monotonic()
-    kills = killed([*command, out], out / runs.CHECKPOINTS, out / results.SUMMARY, 30, 0, 1.0)
+    kills = killed([*command, out], out / folders.CHECKPOINTS, out / results.SUMMARY, 30, 0, 1.0)
     expected, found = results.load_run(whole), results.load_run(out)
     assert found.metrics.keys() == expected.metrics.keys()
     for column in found.metrics.keys() - {"seconds"}:
@@ -530,7 +541,7 @@ def test_memory_and_files_do_not_grow_in_twelve_minutes(tmp_path, slow_result):
         tmp_path / "run",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    while not checkpoint.steps(tmp_path / "run" / runs.CHECKPOINTS):
+    while not checkpoint.steps(tmp_path / "run" / folders.CHECKPOINTS):
         assert process.poll() is None
         time.sleep(0.1)
     begun, seconds, resident, files = time.monotonic(), [], [], []
@@ -544,7 +555,7 @@ def test_memory_and_files_do_not_grow_in_twelve_minutes(tmp_path, slow_result):
     told = process.communicate(timeout=120)[0]
     assert process.returncode == 0
     assert "go on with" in told
-    saved = checkpoint.steps(tmp_path / "run" / runs.CHECKPOINTS)[-1] // 200_000
+    saved = checkpoint.steps(tmp_path / "run" / folders.CHECKPOINTS)[-1] // 200_000
     late = np.array(seconds) > 60
     slope = np.polyfit(np.array(seconds)[late] / 60, np.array(resident)[late], 1)[0]
     held, most, least = np.median(np.array(resident)[late]), max(np.array(files)[late]), min(np.array(files)[late])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from scripts import EXPERIMENTS, load
 
 from purerl import cli, loop, points, results, sweep_cli, tables, tune, tune_cli
 from purerl.agents import q_learning
+from purerl.interrupts import Stopped
 
 Axes = sweep_cli.axes(tables.Hypers)
 
@@ -83,6 +85,25 @@ def test_another_worker_finds_nothing_left_and_another_search_is_refused(searche
         with pytest.raises(cli.BadInput, match=sentence):
             run(changed)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_search_that_is_asked_to_end_finishes_the_batch_and_is_gone_on_with(tmp_path, monkeypatch, capsys):
+    out, tell = tmp_path / "run", tune._tell
+
+    def asked(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return tell(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "_tell", asked)
+        with pytest.raises(Stopped, match="stopped after 4 of 6 trials") as stop:
+            run(["--out", str(out)])
+    assert stop.value.directory == out
+    found = run(["--resume", str(out)])
+    assert found.metrics["score"].shape == (6, 2)
+    assert "worker 0 ran 2 of 6 trials" in capsys.readouterr().out
+    assert run(["--resume", str(out)]).summary == found.summary
+    assert f"{out} holds this search, and it is finished" in capsys.readouterr().out
 
 
 def test_the_environment_s_numbers_are_those_that_are_asked_for(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from typing import Any, Literal
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from scripts import load
 
-from purerl import cli, driver, envs, loop, results, sweep, sweep_cli, sweep_reports, tables, training
+from purerl import archive, cli, driver, envs, loop, results, sweep, sweep_cli, sweep_reports, tables, training
 from purerl.agents import q_learning
+from purerl.interrupts import Stopped
 
 # The scripts' ways with an agent that compiles in a second; the scripts themselves are run by slow tests below.
 Axes = sweep_cli.axes(tables.Hypers)
@@ -96,6 +98,33 @@ def test_every_run_is_what_it_would_be_alone(swept):
         np.testing.assert_allclose(swept.metrics[name][3, 1], expected[name], rtol=1e-5)
 
 
+def test_a_sweep_that_is_asked_to_end_keeps_what_is_finished_and_goes_on(swept, tmp_path, monkeypatch, capsys):
+    add = archive.Archive.add
+
+    def asked(self, *arguments):
+        add(self, *arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    out, whole = tmp_path / "run", [*FLAGS, *AXES]
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.Archive, "add", asked)
+        with pytest.raises(Stopped, match="stopped after 2 of 8 runs") as stop:
+            run([*whole, "--out", str(out)])
+    assert stop.value.directory == out
+    capsys.readouterr()
+    with pytest.raises(cli.BadInput, match=r"holds a sweep with axes.exploration\[0\]|holds a sweep with axes"):
+        run([*FLAGS, *AXES[:-1], "--resume", str(out)])
+    found = run([*whole, "--resume", str(out)])[0]
+    assert "2 of 8 runs are there already" in capsys.readouterr().out
+    assert found.metrics.keys() == swept.metrics.keys()
+    for name, column in found.metrics.items():
+        np.testing.assert_array_equal(column, swept.metrics[name], err_msg=name)
+    assert found.summary["points"] == swept.summary["points"]
+    again = run([*whole, "--resume", str(out)])[0]
+    assert f"{out} holds all of this sweep, and it is finished" in capsys.readouterr().out
+    assert again.summary == found.summary
+
+
 def test_a_finished_sweep_is_not_run_again_and_others_are_refused(swept, tmp_path):
     for changed, sentence in [
         (["--out", str(swept.directory)], "already holds a finished run"),
@@ -142,6 +171,7 @@ def test_static_choices_are_groups_each_a_program_and_those_finished_are_not_run
     assert sorted(set(table.num_envs)) == [2, 4]
     with pytest.raises(cli.BadInput, match="already holds all of this sweep"):
         run(flags)
+    assert run([*flags[:8], "--resume", *flags[11:12], *flags[12:]])[1].summary == second.summary
     third = run([*flags[:-5], "--static.num-envs", "2", "8", "--static.traces", "true"])[1]
     assert "4 of 8 runs are there already" in capsys.readouterr().out
     assert third.settings["num_envs"] == 8

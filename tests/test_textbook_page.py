@@ -1,6 +1,7 @@
 """The page of the book's curves: its values against the references (slow tier), and what it tells of them."""
 
-import dataclasses
+import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from scripts import load
 
 from purerl import cli, driver, results
+from purerl.interrupts import Stopped
 
 SCRIPT = load("textbook")
 # What the book's curves are said to be: panel, curve, where, value.
@@ -108,8 +110,20 @@ def test_runs_stop_with_their_last_episode_and_are_measured_after_each():
 
 
 def test_the_page_is_made_and_told(tmp_path, capsys, monkeypatch):
+    """By a process that is asked to end after the one experiment, and another that goes on."""
     monkeypatch.setattr(SCRIPT, "EXPERIMENTS", (SCRIPT.short_walk,))
-    SCRIPT.main(cli.parse(SCRIPT.Settings, ["--runs", "8", "--out", str(tmp_path / "run")]))
+
+    def asked(path, content):
+        results.replace_file(path, content)
+        signal.raise_signal(signal.SIGTERM)
+
+    settings = cli.parse(SCRIPT.Settings, ["--runs", "8", "--out", str(tmp_path / "run"), "--resume", "auto"])
+    with monkeypatch.context() as patch:
+        patch.setattr(SCRIPT.parts, "results", types.SimpleNamespace(**vars(results) | {"replace_file": asked}))
+        with pytest.raises(Stopped, match="stopped after short_walk"):
+            SCRIPT.main(settings)
+    monkeypatch.setattr(SCRIPT, "panels_of", None)
+    SCRIPT.main(settings)
     told = capsys.readouterr().out.splitlines()
     assert sum("Walk of 5" in line for line in told) == 4
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"textbook.png", "summary.json", "metrics.npz"}
@@ -129,4 +143,3 @@ def test_bad_settings_are_told_in_a_sentence(tmp_path):
 
 def test_all_experiments_are_on_the_page():
     assert {experiment.__name__ for experiment in SCRIPT.EXPERIMENTS} == {*TRUTHS, "drifting_testbed"}
-    assert {field.name for field in dataclasses.fields(SCRIPT.Settings)} == {"runs", "seed", "out"}

@@ -155,7 +155,12 @@ ROWS: dict[str, tuple[Row, ...]] = {
         untyped("q_learning", "--stop-at-return best"),
         bad("sweep_ppo", "--stop-at-return 7", "stop_at_return is set; a sweep runs every point to its end"),
     ),
-    "cli.out": (*folder("q_learning"), bad("q_learning", "--out FILE/run", "Not a directory")),
+    "cli.out": (
+        *folder("q_learning"),
+        bad("q_learning", "--out FILE/run", "Not a directory"),
+        *[row for script in ("cliff_walking", "compare", "optimal_policy", "textbook") for row in folder(script)],
+        *[row for script in ("pendulum_truncation", "pbt", "sweep_ppo", "tune") for row in folder(script)],
+    ),
     "cli.devices": (
         bad("q_learning", "--devices 0", "devices is 0; it takes a whole number of at least 1"),
         bad("q_learning", "--devices 99", "devices is 99; there are "),
@@ -170,13 +175,23 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "cli.checkpoint_every": (
         *count("q_learning", "--checkpoint-every", "checkpoint_every", 0),
-        bad("sweep_ppo", "--checkpoint-every 7", "checkpoint_every is 7; it is for scripts that train one agent"),
+        bad("sweep_ppo", "--checkpoint-every 7", "checkpoint_every is 7; here whole runs are kept"),
+        bad("tune", "--checkpoint-every 7", "checkpoint_every is 7; here whole runs are kept"),
     ),
     "cli.resume": (
         bad("q_learning", "--resume auto", "resume is auto and out is not given"),
         bad("q_learning", "--resume NOTHING", "which holds no run"),
         bad("q_learning", "--resume NOTHING --out FINISHED", "a run goes on where it is"),
-        bad("sweep_ppo", "--resume NOTHING", "resume is ", "it is for scripts that train one agent"),
+        *[
+            bad(script, "--resume NOTHING", "resume is ", "which holds no run")
+            for script in ("cliff_walking", "compare", "optimal_policy", "pendulum_truncation", "textbook")
+        ],
+        *[bad(script, "--resume NOTHING", "which holds no run") for script in ("pbt", "sweep_ppo", "sweep_dqn")],
+        bad("sweep_ppo", "--resume NOTHING --static.num-envs 2 4", "which holds no run (settings.json)"),
+        bad("tune", "--resume NOTHING", "which holds no run (journal.log)"),
+        bad("tune", "--resume auto", "resume is auto and out is not given"),
+        bad("compare", "--resume FINISHED --out NOTHING", "resume is ", "a run goes on where it is"),
+        bad("textbook", "--resume FINISHED", "holds a run with runs None, and this one has 2000"),
     ),
     "cli.debug_nans": (bad("sweep_ppo", "--debug-nans", "debug_nans is True; it is for scripts that train one agent"),),
     "cli.env_params": (
@@ -280,18 +295,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "cliff_walking.seeds": count("cliff_walking", "--seeds", "seeds", 2),
     "cliff_walking.episodes": count("cliff_walking", "--episodes", "episodes", 10),
     "cliff_walking.seed": seed("cliff_walking"),
-    "cliff_walking.out": folder("cliff_walking"),
     "cliff_walking.hypers": hypers("cliff_walking", exploration="1.5"),
     "compare.env": (bad("compare", "--env CartPol-v1", "did you mean CartPole-v1"), bad("compare", "--env ''", "env")),
     "compare.total_steps": count("compare", "--total-steps", "total_steps", 1),
     "compare.seeds": count("compare", "--seeds", "seeds", 1),
     "compare.seed": seed("compare"),
-    "compare.out": folder("compare"),
-    "compare.resume": (
-        bad("compare", "--resume NOTHING", "resume is ", "it takes a folder"),
-        bad("compare", "--resume FILE", "resume is ", "it takes a folder"),
-        bad("compare", "--resume FINISHED --out NOTHING", "resume is ", "a run goes on where it is"),
-    ),
     "optimal_policy.env": (
         bad("optimal_policy", "--env CartPole-v1", "'CartPole-v1' cannot be enumerated"),
         bad("optimal_policy", "--env FrozenLak", "did you mean FrozenLake-misc"),
@@ -303,7 +311,6 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("optimal_policy", "--env JumpingGridworld-purerl --discount 1", "no policy ever comes to a terminal state"),
         untyped("optimal_policy", "--discount much"),
     ),
-    "optimal_policy.out": folder("optimal_policy"),
     "pendulum_truncation.seeds": count("pendulum_truncation", "--seeds", "seeds", 2),
     "pendulum_truncation.total_steps": (
         *count("pendulum_truncation", "--total-steps", "total_steps", 1),
@@ -318,7 +325,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("pendulum_truncation", "--length 3", "critic_minibatches is 8, which does not divide the 12 steps"),
     ),
     "pendulum_truncation.seed": seed("pendulum_truncation"),
-    "pendulum_truncation.out": folder("pendulum_truncation"),
+    "pendulum_truncation.checkpoint_every": count("pendulum_truncation", "--checkpoint-every", "checkpoint_every", 0),
     "pendulum_truncation.hypers": (
         *hypers("pendulum_truncation", trace_decay="1.1"),
         bad(
@@ -327,7 +334,6 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "textbook.runs": count("textbook", "--runs", "runs", 8),
     "textbook.seed": seed("textbook"),
-    "textbook.out": folder("textbook"),
     # --- of scripts that sweep or search ---
     "sweep_dqn.sweep": (
         *grid("sweep_dqn"),

@@ -104,6 +104,8 @@ EXEMPT = {
     "policies": "a policy is made by export; what it takes has tests of its own",
     "envs.canvas": "what drawings are drawn with, called by them",
     "runs": "flags, which have tests of their own",
+    "parts": "flags, which have tests of their own",
+    "folders": "machinery of run directories",
     "play": "flags, which have tests of their own",
     "spread.free_memory": "machinery of drivers, on what spread.choose returned",
     "spread.shares_memory": "machinery of drivers, on what spread.choose returned",
