@@ -65,6 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_to_the_thorough_tier(items)
     tier = next((name for name in _TIERS if config.getoption(name)), "fast")
     others = [item for item in items if _tier(item) != tier]
     if others:
@@ -85,6 +86,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(slow_tier.TIMEOUT))
+
+
+def _leave_to_the_thorough_tier(items: list[pytest.Item]) -> None:
+    """Mark, of the cases of a test with the marker fast_cases(n), all but n, evenly spread, as thorough."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("fast_cases") and _tier(item) == "fast":
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for several in cases.values():
+        (most,) = several[0].get_closest_marker("fast_cases").args
+        kept = {round(place * (len(several) - 1) / max(most - 1, 1)) for place in range(most)}
+        for place, item in enumerate(several):
+            if place not in kept:
+                item.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture

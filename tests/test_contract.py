@@ -170,6 +170,7 @@ def test_neither_chunks_nor_rows_nor_another_process_that_goes_on_change_a_bit(
     assert all(leaf.shape == (4,) for leaf in jax.tree.leaves(metrics))
 
 
+@pytest.mark.fast_cases(6)
 @agents(thorough=lambda case: not case.table and case.name != "ppo")
 def test_vmap_over_seeds_and_hypers_is_the_same_as_separate_runs(case, setups, programs):
     setup = setups(case)

@@ -35,7 +35,7 @@ def run(name, out, *flags):
     return results.load(out)
 
 
-@pytest.fixture(scope="module", params=["q_learning", "dqn"])
+@pytest.fixture(scope="module", params=["q_learning", pytest.param("dqn", marks=pytest.mark.thorough)])
 def left(request, tmp_path_factory):
     """A finished run of two seeds: the script's name and its directory."""
     out = tmp_path_factory.mktemp(request.param) / "run"

@@ -69,6 +69,7 @@ def same(one, other):
 FEW = ("q_learning", "thompson_sampling", "dqn", "ppo", "trpo, continuous")
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=[pytest.mark.thorough] * (case.name not in FEW), id=case.name) for case in CASES],

@@ -43,6 +43,7 @@ def reference(discounts, starts, own, noise, plan):
     return alive + out, np.array(rows)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(("devices", "together"), [(1, 1), (2, 1), (2, 3), (2, None)])
 @pytest.mark.parametrize(("points", "seeds"), [(9, 1), (11, 3)])
 def test_the_better_points_go_on_as_in_a_slow_loop(devices, together, points, seeds):

@@ -556,6 +556,7 @@ def test_evaluation_acts_on_the_moments_of_the_run_and_leaves_them_alone():
     chex.assert_trees_all_equal(judge(KEY, state), found)
 
 
+@pytest.mark.thorough
 def test_from_replay_each_step_is_learned_from_many_times_and_counted_once():
     env = envs.make("CartPole-v1", 2)
     learner = normalize.with_observation_norm(dqn.dqn(env.spec, networks.action_values(env.spec, (8,))), env.spec)

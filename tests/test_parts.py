@@ -118,6 +118,7 @@ def test_the_cliff_is_gone_on_with(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(300)
 def test_populations_are_gone_on_with(tmp_path, monkeypatch):
     script = load("pbt")
     flags = "--members 4 --generations 2 --total-steps 512 --length 16 --hidden 8 --seeds 2 --eval-episodes 2 --out"
@@ -130,6 +131,7 @@ def test_populations_are_gone_on_with(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(600)
 def test_critics_of_pendulums_are_gone_on_with_in_the_midst_of_their_training(tmp_path, monkeypatch):
     script = load("pendulum_truncation")
     flags = "--seeds 2 --total-steps 8000 --length 100 --hypers.discount 0.9 --checkpoint-every 800 --out"

@@ -33,6 +33,7 @@ def population(discounts):
     return points.listed(tables.Hypers(), discount=discounts, learning_rate=count + 0.1, initial_value=count)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("devices", "together"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("size", [5, 8])
 def test_a_population_is_what_its_history_says(devices, together, size):
@@ -155,6 +156,7 @@ def walker(walk, env, units):
     return plain._replace(advance=advance)
 
 
+@pytest.mark.thorough
 def test_it_beats_random_search_where_the_best_rate_falls():
     """Values come near fast with a high learning rate, and closer with a low one. At equal budget, 20 searches each."""
     walk = envs.RandomWalk(19)

@@ -101,6 +101,7 @@ def test_the_gambler(solve):
     np.testing.assert_allclose(found.value[jnp.array([25, 50, 75])], [0.16, 0.4, 0.64], atol=1e-5)
 
 
+@pytest.mark.fast_cases(3)
 @over_solvers
 @pytest.mark.parametrize(("name", "start", "value"), [("CliffWalking", 36, -13), ("WindyGridworld", 30, -15)])
 def test_the_shortest_ways(solve, name, start, value):
@@ -235,6 +236,7 @@ def test_tables_are_gymnasiums(ours, theirs, options):
             assert mdp.reward[state, action] == pytest.approx(reward, abs=1e-6)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize(("discount", "terminal"), [(0.0, False), (0.9, False), (0.99, True), (1.0, True)])
 def test_random_mdps_are_solved_and_evaluated_exactly(sparse, discount, terminal):

@@ -66,6 +66,7 @@ def test_returns_are_those_of_the_agent_itself_and_an_episode_is_drawn(cliff, ca
     assert "episode.gif: an episode of run 0, return -26.00 in 13 steps" in said
 
 
+@pytest.mark.thorough
 def test_one_run_of_a_file_elsewhere_cut_off(cliff, tmp_path, capsys):
     settings = play.Settings(
         run_dir=cliff[0] / export.POLICY, episodes=EPISODES, run=1, max_steps=5, gif=str(tmp_path / "new" / "film.gif")

@@ -25,6 +25,7 @@ def made(network, *leading, shape=(5,)):
     return network.apply(network.init(jax.random.key(1), jnp.zeros(shape)), observation)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
 def test_a_policy_returns_distributions_that_suit_the_actions(leading):
     discrete = made(networks.policy(spec(Discrete(4)), (8,)), *leading)

@@ -71,6 +71,7 @@ def recount(found, num_envs):
     return ended
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 @pytest.mark.parametrize(("iterations", "length", "rows"), [(60, 1, 3), (12, 7, 4)])
 def test_sums_over_episodes_equal_a_recount_of_the_same_rollouts(name, iterations, length, rows):

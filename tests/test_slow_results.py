@@ -145,6 +145,7 @@ def run(project, *options):
     return finished.stdout, log.read_text().split()
 
 
+@pytest.mark.thorough
 def test_the_tier_records_continues_and_refuses_silence(project):
     results = project / "tests" / slow_tier.RESULTS.name
     printed, ran = run(project)

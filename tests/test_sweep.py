@@ -165,6 +165,7 @@ def test_a_run_s_bits_do_not_depend_on_its_chunk(train, seconds, monkeypatch):
     equal(sweep.run(train, KEYS, batch, spread=spreading).outputs, expected.outputs)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("devices", "together"), [(1, 2), (2, 4), (1, 100)])
 def test_together_runs_are_what_they_are_alone(train, devices, together):
     batch = sweep.grid(tables.Hypers(), learning_rate=[0.1, 0.5, 0.9])

@@ -247,6 +247,7 @@ def relative_error(found, expected):
 # --- a whole step ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_step_is_that_of_another_implementation():
     problem, truth = problem_of("cartpole"), truths()
     moved, info = step(problem, 0.01, 0.1, acceptance="reverse")
@@ -278,6 +279,7 @@ def test_a_step_says_what_came_of_it():
     assert 0 < info.kl < 0.01
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("kind", "damping"),
     [("categorical", 0.01), ("categorical", 0.3), ("gaussian", 0.01), ("gaussian", 0.3), ("cartpole", 0.1)],

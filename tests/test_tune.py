@@ -189,6 +189,7 @@ while study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)
 """
 
 
+@pytest.mark.thorough
 def test_on_sqlite_no_trial_is_taken_twice(tmp_path):
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     tune.create(storage, "taken", trials=60)

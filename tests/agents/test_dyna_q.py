@@ -93,6 +93,7 @@ def test_having_seen_everything_once_it_plans_to_the_exact_values():
     np.testing.assert_allclose(state.values[pairs[:, 0], pairs[:, 1]], exact[pairs[:, 0], pairs[:, 1]], atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_steps_through_the_dyna_maze_in_the_third_episode_are_those_of_a_loop():
     """In NumPy, after the book's pseudo-code: 60.0 +- 2.5 in 250 runs with 5 planning steps."""
     env, runs = envs.make("DynaMaze-purerl", 1), 400

@@ -107,6 +107,7 @@ def random_experience(seed):
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("first_visit", [True, False])

@@ -232,6 +232,7 @@ def assert_updates_are_those_of_the_book(kind, shared, normalize):
     return book
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("kind", "shared", "normalize"),
     [

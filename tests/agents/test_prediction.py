@@ -141,6 +141,7 @@ def test_the_experience_holds_all_that_can_happen():
     assert ((shared > 0) & (shared < 4)).any(), "no two states share a part of their tiles"
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_n_step_td_is_the_book_s_however_the_experience_is_cut(kind, n):

@@ -110,6 +110,7 @@ def by_the_book(experience, planning_steps, learning_rate, discount, initial_val
     return values, queue, errors, backups
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("threshold", [1e-4, 0.3])
 @pytest.mark.parametrize(
     ("kind", "planning_steps"), [(deterministic, 1), (deterministic, 2), (stochastic, 1), (stochastic, 4)]

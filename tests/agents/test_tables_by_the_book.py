@@ -53,6 +53,7 @@ def test_the_experience_holds_all_that_can_happen():
     assert longest > 5, "no transition ever has five others after it"
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_agent_is_the_book_s_however_the_experience_is_cut(name):
     for seed in SEEDS:

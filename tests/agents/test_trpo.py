@@ -166,6 +166,7 @@ def parts_of(params):
 # --- the step -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(2)
 @over_torsos
 @over_kinds
 def test_the_policy_is_within_the_region_and_better(kind, shared):
