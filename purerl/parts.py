@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from purerl import cli, folders, results
+from purerl import checkpoint, cli, folders, results
 from purerl.interrupts import Interrupt, Stopped
 
 
@@ -30,10 +30,12 @@ class Parts:
         if path.exists():
             with cli.bad_input():
                 return results.read_npz(path)
-        left = results.npz_bytes(make())
         try:
+            left = results.npz_bytes(make())
             self._parts.mkdir(exist_ok=True)
             results.replace_file(path, left)
+        except checkpoint.Unfit as error:
+            raise cli.BadInput(str(error)) from error
         except OSError as error:
             raise cli.Failed(f"what {name} left could not be written: {error}") from error
         if self._interrupt.asked:

@@ -92,7 +92,8 @@ def run(
     left: list[Any] = [None] * total
     done = total - len(missing)
     with contextlib.nullcontext() if archive is None else Interrupt("the runs under way") as interrupt:
-        for numbers, outputs in each(train, keys, batch, missing, spread) if spread and len(missing) else ():
+        stop = (lambda: interrupt.asked) if interrupt else (lambda: False)
+        for numbers, outputs in each(train, keys, batch, missing, spread, stop=stop) if spread and len(missing) else ():
             if archive is not None:
                 archive.add(numbers, outputs, diverged(outputs, (len(numbers),)))
             else:
@@ -101,8 +102,8 @@ def run(
             done += len(numbers)
             if progress:
                 progress(done)
-            if archive is not None and interrupt and interrupt.asked and done < total:
-                raise Stopped(f"stopped after {done} of {total} runs", archive.directory)
+        if archive is not None and done < total:
+            raise Stopped(f"stopped after {done} of {total} runs", archive.directory)
     if archive is not None:
         outputs: Any = archive.read()
     else:
@@ -140,11 +141,18 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
 
 
 def each(
-    train: Train, keys: Key[Array, " S"], batch: Batch, numbers: Int[np.ndarray, " R"], spread: Spread
+    train: Train,
+    keys: Key[Array, " S"],
+    batch: Batch,
+    numbers: Int[np.ndarray, " R"],
+    spread: Spread,
+    *,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Int[np.ndarray, " k"], PyTree]]:
     """Compute runs of these numbers, and yield (their numbers [k], what they left, leaves [k, ...]) as they finish.
 
-    Raises ValueError for numbers that are not of these runs.
+    Once `stop` returns True none is begun any more, and the last to be yielded are those that were under way. Raises
+    ValueError for numbers that are not of these runs.
     """
     _require(train, keys, batch, spread)
     outside = [number for number in numbers.tolist() if not 0 <= number < batch.points * len(keys)]
@@ -153,15 +161,18 @@ def each(
     devices, (capacity, width, program) = len(spread.devices), _prepare(train, keys, batch, spread)
     waiting, size, began = numbers.tolist(), 1 if width == 1 else width, time.perf_counter()
     unread: list[tuple[list[int], list[int], Any]] = []
-    while waiting or unread:
-        if waiting:
+    while unread or waiting:
+        more = bool(waiting) and not stop()
+        if not more and not unread:
+            return
+        if more:
             now, waiting = waiting[: devices * size], waiting[devices * size :]
             counts = [len(range(device, len(now), devices)) for device in range(devices)]
             # Dealt out in turn, and then in consecutive shares: device d has the runs d, d + devices, ...
             dealt = [now[device::devices] for device in range(devices)]
             places = [number for own in dealt for number in (own + [now[0]] * capacity)[:capacity]]
             unread.append((now, counts, program(*_placed(keys, batch, spread, counts, places))))
-        if len(unread) > 1 or not waiting:
+        if len(unread) > 1 or not (more and waiting):
             now, counts, outputs = unread.pop(0)
             outputs = jax.tree.map(np.asarray, outputs)
             here = [device * capacity + place for device, count in enumerate(counts) for place in range(count)]

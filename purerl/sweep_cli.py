@@ -218,6 +218,8 @@ def run(
         _require_sensible("sweep", chosen)
         statics = combinations(settings)
         tasks = [task(dataclasses.replace(settings, **static), phases, hypers, static) for static in statics]
+        for one in tasks:
+            _require_taken(one, phases, chosen)
         held = f"*/{results.SETTINGS}" if statics[0] else results.SETTINGS
         directory = cli.directory_of(settings, f"sweep_{agent}", settings.env, held=held)
         groups = [_group(one, directory, agent, chosen) for one in tasks]
@@ -241,6 +243,9 @@ def run(
                 _train(group, agent, lambda finished, before=before: progress.update(before + finished))
             except Stopped as stop:
                 raise Stopped(str(stop), directory) from None
+            finally:
+                if group.archive is not None:
+                    group.archive.close()
             before += group.total
     return [results.load_run(group.directory) for group in groups]
 
@@ -287,6 +292,14 @@ def _require_sensible(flag: str, asked: Mapping[str, Sequence[float]]) -> None:
     for name, values in asked.items():
         for value in filter(np.isfinite, values):
             checks.require_in_range(flag, name, value)
+
+
+def _require_taken(task: Task, phases: Callable[[Any, Spec], Any], asked: Mapping[str, Sequence[float]]) -> None:
+    """Let the script look at each value as if it were the only one: it may take less than the number's range."""
+    for name, values in asked.items():
+        for value in values:
+            numbers = dataclasses.replace(task.settings.hypers, **{name: value})
+            phases(dataclasses.replace(task.settings, hypers=numbers), task.env.spec)
 
 
 def _require_no_more(settings: Any) -> None:

@@ -58,6 +58,19 @@ def storage_of(where: str | os.PathLike[str]) -> optuna.storages.BaseStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
+def require_url(where: str) -> None:
+    """Raise a ValueError for the URL of a database of which there is no such kind here; it is not opened."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    require_kind("where", where, str, wanted="a database's URL, or the path of a journal file")
+    if "://" in where:
+        try:
+            make_url(where).get_dialect().import_dbapi()
+        except (ImportError, SQLAlchemyError) as error:
+            raise ValueError(f"where is {where}, which cannot be opened: {error}") from error
+
+
 def _database(url: str) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 

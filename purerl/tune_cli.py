@@ -76,8 +76,8 @@ def run(
         described |= {"agent": agent, "space": {name: str(own) for name, own in space.items()}}
         where, seed = search.storage or directory / JOURNAL, settings.seed + worker
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        _require_storage(search.storage, made=worker == 0)
         if worker == 0:
-            _require_storage(search.storage)  # or a folder would be left where nothing can be kept
             if not finished:
                 results.create(directory)
             study = tune.create(where, search.name, trials=search.trials, description=described, seed=seed)
@@ -127,10 +127,11 @@ def _directory(settings: Any, worker: int, script: str) -> Path:
     return cli.directory_of(settings, script, settings.env, held=held)
 
 
-def _require_storage(storage: str | None) -> None:
+def _require_storage(storage: str | None, *, made: bool) -> None:
+    """Raise a ValueError for a storage that cannot be, before a folder is left for it, or it is waited for."""
     try:
         if storage is not None:
-            tune.storage_of(storage)
+            (tune.storage_of if made else tune.require_url)(storage)
     except (ValueError, OSError) as error:
         raise ValueError(f"search.storage is {storage}: {error}") from error
 

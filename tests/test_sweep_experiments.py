@@ -108,14 +108,14 @@ def test_a_sweep_that_is_asked_to_end_keeps_what_is_finished_and_goes_on(swept, 
     out, whole = tmp_path / "run", [*FLAGS, *AXES]
     with monkeypatch.context() as patch:
         patch.setattr(archive.Archive, "add", asked)
-        with pytest.raises(Stopped, match="stopped after 2 of 8 runs") as stop:
+        with pytest.raises(Stopped, match="stopped after 4 of 8 runs") as stop:
             run([*whole, "--out", str(out)])
     assert stop.value.directory == out
     capsys.readouterr()
-    with pytest.raises(cli.BadInput, match=r"holds a sweep with axes.exploration\[0\]|holds a sweep with axes"):
+    with pytest.raises(cli.BadInput, match=r"sweep.exploration \[0.1, 0.3\], and this one has \[0.1\]"):
         run([*FLAGS, *AXES[:-1], "--resume", str(out)])
     found = run([*whole, "--resume", str(out)])[0]
-    assert "2 of 8 runs are there already" in capsys.readouterr().out
+    assert "4 of 8 runs are there already" in capsys.readouterr().out
     assert found.metrics.keys() == swept.metrics.keys()
     for name, column in found.metrics.items():
         np.testing.assert_array_equal(column, swept.metrics[name], err_msg=name)
@@ -171,7 +171,7 @@ def test_static_choices_are_groups_each_a_program_and_those_finished_are_not_run
     assert sorted(set(table.num_envs)) == [2, 4]
     with pytest.raises(cli.BadInput, match="already holds all of this sweep"):
         run(flags)
-    assert run([*flags[:8], "--resume", *flags[11:12], *flags[12:]])[1].summary == second.summary
+    assert run([*FLAGS, "--resume", *flags[len(FLAGS) + 1 :]])[1].summary == second.summary
     third = run([*flags[:-5], "--static.num-envs", "2", "8", "--static.traces", "true"])[1]
     assert "4 of 8 runs are there already" in capsys.readouterr().out
     assert third.settings["num_envs"] == 8

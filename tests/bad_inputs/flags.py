@@ -337,6 +337,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     # --- of scripts that sweep or search ---
     "sweep_dqn.sweep": (
         *grid("sweep_dqn"),
+        bad("sweep_dqn", "--sweep.exploration-start 0.5 2", "exploration_start is 2.0; it takes a number from 0 to 1"),
         bad("sweep_dqn", "--sweep.target-period 0 9", "sweep.target_period is 0.0; it takes a number above 0"),
     ),
     "sweep_dqn.static": static("sweep_dqn"),
@@ -384,6 +385,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "tune_cli.name": (bad("tune", "--search.name ''", "search.name is ''; it takes the name"),),
     "tune_cli.storage": (
         bad("tune", "--search.storage nonsense://here", "search.storage is ", "nonsense"),
+        bad(
+            "tune", "--search.storage nonsense://here --search.worker 3 --out NOTHING", "search.storage is ", "nonsense"
+        ),
         bad("tune", "--search.storage FILE/journal.log", "search.storage is "),
     ),
     "tune_cli.worker": (

@@ -204,7 +204,11 @@ ROWS: dict[str, tuple[Row, ...]] = {
         row("a key", lambda: results.to_json(key(), "key"), TypeError, "key is of type"),
         row("a set", lambda: results.to_json({1, 2}), TypeError, "value is of type set"),
     ),
-    "results.tidy": path_of("directory", results.tidy),
+    "results.tidy": (
+        *path_of("directory", results.tidy),
+        row("bytes", lambda: results.tidy(b"run"), TypeError, "directory is b'run'", "a path"),
+        row("a dict", lambda: results.tidy({"out": "run"}), TypeError, "directory is {'out': 'run'}", "a path"),
+    ),
     "results.npz_bytes": (
         row("an array", lambda: results.npz_bytes(np.zeros(3)), TypeError, "metrics is", "a dict"),
         row("nothing", lambda: results.npz_bytes(None), TypeError, "metrics is None"),

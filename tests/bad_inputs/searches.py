@@ -312,6 +312,18 @@ ROWS: dict[str, tuple[Row, ...]] = {
         row("a place below a file", lambda: tune.storage_of(folder() / "file" / "log"), OSError, "cannot be made"),
         row("a study", lambda: tune.storage_of(study()), TypeError, "where is"),
     ),
+    "tune.require_url": (
+        row("nothing", lambda: tune.require_url(None), TypeError, "where is None", "a database's URL"),
+        row("a number", lambda: tune.require_url(3), TypeError, "where is 3"),
+        row("a path", lambda: tune.require_url(folder()), TypeError, "where is", "a database's URL"),
+        row(
+            "no such kind", lambda: tune.require_url("no://here"), ValueError, "where is no://here", "cannot be opened"
+        ),
+        row("no URL", lambda: tune.require_url("://here"), ValueError, "where is ://here", "cannot be opened"),
+        row(
+            "no driver", lambda: tune.require_url("sqlite+no://a"), ValueError, "where is sqlite+no", "cannot be opened"
+        ),
+    ),
     "tune.create": (
         *named(lambda *place, **given: tune.create(*place, **{"trials": 2} | given)),
         row("no trials", lambda: tune.create(folder() / "log", "a", trials=0), ValueError, "trials is 0"),

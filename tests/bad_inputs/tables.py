@@ -113,6 +113,7 @@ EXEMPT = {
     "spread.require_room": "a check itself",
     "spread.gib": "machinery of drivers: bytes in words",
     "spread.mesh_of": "machinery of drivers, on what spread.choose returned",
+    "spread.shares": "machinery of drivers, on what spread.choose returned",
     "spread.place": "machinery of drivers, on what spread.choose returned",
     "spread.replicate": "machinery of drivers, on what spread.choose returned",
     "spread.padded": "machinery of drivers, on what spread.choose returned",
