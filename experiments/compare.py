@@ -23,7 +23,7 @@ import trpo
 
 from purerl import cli, envs, plots, results
 from purerl.base import require_count
-from purerl.interrupts import Stopped
+from purerl.interrupts import Interrupt, Stopped
 
 SCRIPTS: dict[str, ModuleType] = {
     "Q-learning": q_learning,
@@ -78,13 +78,16 @@ def main(settings: Settings) -> None:
     except (ValueError, TypeError, OSError) as error:
         raise cli.BadInput(str(error)) from error
     runs = {}
-    for name, own in chosen.items():
-        try:
-            runs[name] = SCRIPTS[name].main(own)
-        except Stopped as stop:
-            raise Stopped(f"{name}: {stop}", directory) from None
-        except cli.Failed as error:
-            print(f"{name} is left out: {error}")
+    with Interrupt("this agent") as interrupt:
+        for number, (name, own) in enumerate(chosen.items(), start=1):
+            try:
+                runs[name] = SCRIPTS[name].main(own)
+            except Stopped as stop:
+                raise Stopped(f"{name}: {stop}", directory) from None
+            except cli.Failed as error:
+                print(f"{name} is left out: {error}")
+            if interrupt.asked and number < len(chosen):
+                raise Stopped(f"stopped after {number} of {len(chosen)} agents", directory)
     if not runs:
         raise cli.Failed("none of the agents came to its end")
     picture(runs, directory / "compare.png", title=f"{settings.env}, {settings.seeds} seeds")

@@ -88,7 +88,7 @@ def judge(
 ) -> Judged:
     """Train all seeds with a treatment, and hold their critics against what their policies go on to collect.
 
-    Raises Stopped if it was asked to stop in the midst of training.
+    With `checkpoints` raises Stopped if it was asked to stop in the midst of training; cli.Failed if no seed is left.
     """
     env, network, agent = made(settings)
     endless = envs.make("Pendulum-v1", WALKS)
@@ -124,6 +124,8 @@ def judge(
     kept = [seed for seed in range(settings.seeds) if not outcome.diverged[seed]]
     if len(kept) < settings.seeds:
         print(f"{treatment}: {settings.seeds - len(kept)} seeds diverged and are left out")
+    if not kept:
+        raise cli.Failed(f"{treatment}: all seeds diverged")
     walks = [walk(walk_keys[seed], outcome.run(seed).agent) for seed in kept]
     value, collected = (np.stack(rows) for rows in zip(*walks, strict=True))
     return Judged(value, collected, outcome.metrics["episode_return"][kept, -1])

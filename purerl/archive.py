@@ -45,7 +45,7 @@ class Archive:
         require_count("points", points)
         require_count("seeds", seeds)
         if (directory / results.SUMMARY).exists():  # the last process may have been killed before it had tidied up
-            shutil.rmtree(directory / "chunks", ignore_errors=True)
+            tidy(directory)
         self.directory = results.create(directory)
         self.points, self.seeds = points, seeds
         self.description = description_of(description, points=points, seeds=seeds)
@@ -100,8 +100,7 @@ class Archive:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the files of a finished run directory, and remove what they replace."""
         results.write(self.directory, settings=self.description, metrics=self.read(), summary=summary)
-        shutil.rmtree(self.chunks)
-        (self.directory / "lock").unlink(missing_ok=True)
+        tidy(self.directory)
         self.close()
 
     def close(self) -> None:
@@ -116,6 +115,12 @@ class Archive:
                 yield connection
         finally:
             connection.close()
+
+
+def tidy(directory: Path) -> None:
+    """Remove from the folder of a finished sweep what its results replace."""
+    shutil.rmtree(directory / "chunks", ignore_errors=True)
+    (directory / "lock").unlink(missing_ok=True)
 
 
 def description_of(description: Mapping[str, Any], *, points: int, seeds: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,10 +121,10 @@ def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> No
     _keep_programs()
     try:
         main(parse(settings))
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (BadInput, results.Damaged, MemoryError) as error:
+        print(f"error: {str(error) or 'there is not enough memory'}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (Failed, FloatingPointError) as error:
+    except (Failed, FloatingPointError, OSError, sqlite3.Error) as error:  # of files: full disks, missing rights
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except Stopped as stop:

@@ -30,7 +30,7 @@ from purerl.store import Store
 class Outcome:
     """What runs left; S seeds, R rows of metrics, E evaluations."""
 
-    runs: loop.Run  # leading axis [S]
+    runs: loop.Run  # leading axis [S]; of NumPy arrays if the devices had unequal shares
     metrics: dict[str, np.ndarray]  # [S, R]: environment_steps, seconds, the episodes' and the agent's metrics
     diverged_at: np.ndarray  # int64 [S]: environment steps after the chunk in which a seed was lost, or -1
     interrupted: bool  # whether Ctrl-C or SIGTERM ended the runs before their time
@@ -191,7 +191,7 @@ def drive(
         store.finish()
     returns, finished = history.evaluated(episodes)
     return Outcome(
-        runs=jax.tree.map(jnp.asarray, _kept(runs, len(keys))),
+        runs=_kept(runs, len(keys)),
         metrics=history.metrics(),
         diverged_at=history.diverged_at,
         interrupted=interrupted,

@@ -60,11 +60,12 @@ def opened(directory: Path, description: Mapping[str, Any], *, resume: str | Non
         lock.close()
         return opened(directory, description, resume=resume)
     try:
-        if (directory / "index.sqlite").exists():
-            raise FileExistsError(f"out is {directory}, which holds a sweep; give another")
-        if resume and (directory / results.SETTINGS).exists():
+        settings = directory / results.SETTINGS
+        if (directory / "index.sqlite").exists() or (settings.exists() and "search" in results.read_json(settings)):
+            raise FileExistsError(f"out is {directory}, which holds a sweep or a search; give another")
+        if resume and settings.exists():
             _require_same(directory, told)
-        elif not checkpoint.steps(directory / CHECKPOINTS) and not any((directory / PARTS).glob("*.npz")):
+        elif not _begun(directory):
             results.replace_file(directory / results.SETTINGS, results.json_bytes(told, "settings"))
         else:
             raise FileExistsError(f"out is {directory}, which holds a run to go on with: --resume {directory}")
@@ -73,6 +74,12 @@ def opened(directory: Path, description: Mapping[str, Any], *, resume: str | Non
         raise
     results.tidy(directory)
     return Folder(directory, told, lock)
+
+
+def _begun(directory: Path) -> bool:
+    """Return whether there is something to go on from: parts, checkpoints, or checkpoints of parts."""
+    places = [directory / CHECKPOINTS, *(directory / CHECKPOINTS).glob("*")]
+    return any((directory / PARTS).glob("*.npz")) or any(map(checkpoint.steps, places))
 
 
 def _require_same(directory: Path, description: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ class Stopped(KeyboardInterrupt):
 class Interrupt:
     """A context in which the first Ctrl-C or SIGTERM is taken for a wish, `asked`, and the second ends the process.
 
-    The wish is for an end `after` something, which is told. One context within another hears it first, and leaves it to
-    the outer one.
+    The wish is for an end `after` something, which is told. One context within another hears of it in its place, and
+    leaves it to the outer one.
 
     Within a second of the first a second one is the same one: schedulers send it to a process and to its group. In a
     notebook, whose kernel is to live, it is a KeyboardInterrupt, once the device gives back the main thread. Python
@@ -42,6 +42,10 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         self.asked, self._first = False, 0.0
         self._former: dict[int, Any] = {}
+        outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+        self._outer = outer if isinstance(outer, Interrupt) else None
+        if self._outer:
+            self.asked, self._first = self._outer.asked, self._outer._first
         if threading.current_thread() is not threading.main_thread():
             return self
         self._ear, self._bell = socket.socketpair()
@@ -76,9 +80,8 @@ class Interrupt:
             return
         for number, former in self._former.items():
             signal.signal(number, former)
-            outer = getattr(former, "__self__", None)
-            if self.asked and isinstance(outer, Interrupt):
-                outer.asked = True
+        if self._outer:
+            self._outer.asked, self._outer._first = self.asked, self._first
         signal.set_wakeup_fd(self._former_bell)
         self._bell.close()  # the thread reads the end
         self._thread.join()

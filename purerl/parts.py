@@ -24,7 +24,7 @@ class Parts:
     def part(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the arrays by name that `make` returns, or those that it returned before.
 
-        Raises Stopped, once they are kept, if the process was asked to end, and cli.Failed if they cannot be written.
+        Raises Stopped, once they are kept, if the process was asked to end, and cli.Failed if they cannot be kept.
         """
         path = self._parts / f"{name}.npz"
         if path.exists():
@@ -37,7 +37,7 @@ class Parts:
         except checkpoint.Unfit as error:
             raise cli.BadInput(str(error)) from error
         except OSError as error:
-            raise cli.Failed(f"what {name} left could not be written: {error}") from error
+            raise cli.Failed(f"{name}: {error}") from error
         if self._interrupt.asked:
             raise Stopped(f"stopped after {name}", self.directory)
         return results.read_npz(path)

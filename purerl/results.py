@@ -28,6 +28,10 @@ SETTINGS, METRICS, SUMMARY = "settings.json", "metrics.npz", "summary.json"
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 
 
+class Damaged(ValueError):
+    """A file is cut short or malformed; the message names it."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """One finished run, as read; arrays of `metrics` are [seeds, rows] or the evaluation's."""
@@ -262,9 +266,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def tidy(directory: str | os.PathLike[str]) -> None:
-    """Removes what a process that was killed left half-written in a folder that no other one writes to."""
+    """Removes what a process that was killed left of `replace_file` in a folder that no other one writes to."""
     for path in path_of("directory", directory).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
 
 
 def _folder_name(text: str, name: str) -> str:
@@ -297,23 +302,23 @@ def load_run(path: Path) -> Result:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises ValueError, naming the file, where it is malformed."""
+    """The object in a JSON file; raises Damaged, naming the file, where it is malformed."""
     path = _file("path", path)
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON; it may be cut short ({error}).") from error
+        raise Damaged(f"{path} is not valid JSON; it may be cut short ({error}).") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}; it takes an object.")
+        raise Damaged(f"{path} holds a JSON {type(value).__name__}; it takes an object.")
     return value
 
 
 def read_npz(path: Path) -> dict[str, Any]:
-    """The arrays of an npz file; raises ValueError, naming the file, where it is cut short or malformed."""
+    """The arrays of an npz file; raises Damaged, naming the file, where it is cut short or malformed."""
     path = _file("path", path)
     # Opened as a zip file first: np.load would take anything else for a pickle.
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a valid npz file; it may be cut short ({error}).") from error
+        raise Damaged(f"{path} is not a valid npz file; it may be cut short ({error}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import types
@@ -16,7 +17,7 @@ from jaxtyping import Array, Key
 from purerl import archive, checks, cli, driver, envs, points, results, sweep, sweep_reports, training
 from purerl.archive import Archive
 from purerl.base import Spec
-from purerl.interrupts import Stopped
+from purerl.interrupts import Interrupt, Stopped
 from purerl.loop import Phase
 from purerl.metrics import Progress
 from purerl.points import Batch
@@ -179,6 +180,11 @@ class Group(NamedTuple):
         """How many of them are finished."""
         return self.total - (0 if self.archive is None else len(self.archive.missing()))
 
+    def close(self) -> None:
+        """Let others have its folder."""
+        if self.archive is not None:
+            self.archive.close()
+
 
 def _group(task: Task, directory: Path, agent: str, axes: Mapping[str, Sequence[float]]) -> Group:
     settings = task.settings
@@ -193,6 +199,7 @@ def _group(task: Task, directory: Path, agent: str, axes: Mapping[str, Sequence[
         directory = directory / chosen.replace("/", "-").replace(" ", "")
     if (task.static or settings.resume) and (directory / results.SUMMARY).exists():
         archive.require_same(directory, archive.description_of(described, **runs))  # a group may be finished, all not
+        archive.tidy(directory)
         return Group(task, batch, iterations, rows, directory, None)
     return Group(task, batch, iterations, rows, directory, Archive(directory, described, **runs))
 
@@ -213,41 +220,55 @@ def run(
     before anything is trained; for what memory does not hold, before its group is; and Stopped if the process was asked
     to end, once what is under way is kept.
     """
-    with cli.bad_input():
-        chosen = {name: values for name, values in dataclasses.asdict(settings.sweep).items() if values} or dict(usual)
-        _require_sensible("sweep", chosen)
-        statics = combinations(settings)
-        tasks = [task(dataclasses.replace(settings, **static), phases, hypers, static) for static in statics]
-        for one in tasks:
-            _require_taken(one, phases, chosen)
-        held = f"*/{results.SETTINGS}" if statics[0] else results.SETTINGS
-        directory = cli.directory_of(settings, f"sweep_{agent}", settings.env, held=held)
-        groups = [_group(one, directory, agent, chosen) for one in tasks]
-        if all(group.archive is None for group in groups):
-            if not settings.resume:
-                raise ValueError(f"directory is {directory}, which already holds all of this sweep; give another")
-            print(f"{directory} holds all of this sweep, and it is finished")
+    with contextlib.ExitStack() as opened:
+        with cli.bad_input():
+            chosen = {name: own for name, own in dataclasses.asdict(settings.sweep).items() if own} or dict(usual)
+            _require_sensible("sweep", chosen)
+            statics = combinations(settings)
+            tasks = [task(dataclasses.replace(settings, **static), phases, hypers, static) for static in statics]
+            for one in tasks:
+                _require_taken(one, phases, chosen)
+            held = f"*/{results.SETTINGS}" if statics[0] else results.SETTINGS
+            directory = cli.directory_of(settings, f"sweep_{agent}", settings.env, held=held)
+            groups = []
+            for one in tasks:
+                groups.append(_group(one, directory, agent, chosen))
+                opened.callback(groups[-1].close)
+            if all(group.archive is None for group in groups):
+                if not settings.resume:
+                    raise ValueError(f"directory is {directory}, which already holds all of this sweep; give another")
+                print(f"{directory} holds all of this sweep, and it is finished")
+                return [results.load_run(group.directory) for group in groups]
+        _announce(groups, agent, chosen, directory)
+        _train_all(groups, agent, directory)
+    return [results.load_run(group.directory) for group in groups]
+
+
+def _announce(groups: Sequence[Group], agent: str, chosen: Mapping[str, Sequence[float]], directory: Path) -> None:
+    seeds = groups[0].task.settings.seeds
     total, kept = sum(group.total for group in groups), sum(group.kept for group in groups)
-    print(f"{agent}: {groups[0].batch.points} points x {settings.seeds} seeds, axes: ", end="")
+    print(f"{agent}: {groups[0].batch.points} points x {seeds} seeds, axes: ", end="")
     print("; ".join(f"{name} {list(values)}" for name, values in chosen.items()) or "none")
     print("one program to compile" if len(groups) == 1 else f"{len(groups)} groups, each a program to compile:")
-    for static in statics if len(groups) > 1 else ():
-        print("".join(f"  {name} {value}" for name, value in static.items()))
+    for group in groups if len(groups) > 1 else ():
+        print("".join(f"  {name} {value}" for name, value in group.task.static.items()))
     print(f"finished runs are kept in {directory}: with that as --resume the same command goes on")
     if kept:
         print(f"{kept} of {total} runs are there already")
-    with Progress(total, description=agent, unit="runs") as progress:
-        before = 0
+
+
+def _train_all(groups: Sequence[Group], agent: str, directory: Path) -> None:
+    """Train every group. Raises Stopped, with the folder of all, if the process was asked to end on the way."""
+    total, done = sum(group.total for group in groups), 0
+    with Progress(total, description=agent, unit="runs") as progress, Interrupt("the runs under way") as interrupt:
         for group in groups:
             try:
-                _train(group, agent, lambda finished, before=before: progress.update(before + finished))
-            except Stopped as stop:
-                raise Stopped(str(stop), directory) from None
-            finally:
-                if group.archive is not None:
-                    group.archive.close()
-            before += group.total
-    return [results.load_run(group.directory) for group in groups]
+                _train(group, agent, lambda finished, done=done: progress.update(done + finished))
+            except Stopped:
+                raise Stopped(f"stopped after {done + group.kept} of {total} runs", directory) from None
+            done += group.total
+            if interrupt.asked and group is not groups[-1]:
+                raise Stopped(f"stopped after {done} of {total} runs", directory)
 
 
 def _train(group: Group, agent: str, progress: Callable[[int], None]) -> None:

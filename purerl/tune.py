@@ -184,7 +184,7 @@ def work(
     "diverged", and counts as finished. Each worker has a number of its own: started again with the same number, it
     hands out at once what it had left running; what other workers leave is handed out once they have been silent for
     `patience` seconds. Ctrl-C or SIGTERM ends it after the batch under way. Raises ValueError for distributions that
-    Optuna has no like of, and RuntimeError if another worker takes the same number.
+    Optuna has no like of, and workers.Taken if another worker takes the same number.
     """
     _require_study(study)
     require_function("train", train, wanted="a function (key, hypers) -> arrays, such as training.trainer returns")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 
-from purerl import cli, plots, points, results, scores, sweep, sweep_cli, sweep_reports, tune
+from purerl import archive, cli, plots, points, results, scores, sweep, sweep_cli, sweep_reports, tune, workers
 from purerl.base import Spec, require_count
 from purerl.interrupts import Stopped
 from purerl.loop import Phase
@@ -68,7 +68,6 @@ def run(
         task = sweep_cli.task(settings, phases, hypers)
         worker = int(os.environ.get("SLURM_ARRAY_TASK_ID", 0)) if search.worker is None else search.worker
         directory = _directory(settings, worker, f"tune_{agent}")
-        finished = settings.resume is not None and (directory / results.SUMMARY).exists()
         if search.submit is not None:
             _submit(search, directory)
             return None
@@ -77,14 +76,16 @@ def run(
         where, seed = search.storage or directory / JOURNAL, settings.seed + worker
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         _require_storage(search.storage, made=worker == 0)
+        told = dataclasses.asdict(settings) | described | {"out": directory, "versions": results.versions()}
         if worker == 0:
-            if not finished:
-                results.create(directory)
+            _begin(directory, results.to_json(told), [*described, "search"], going_on=settings.resume is not None)
             study = tune.create(where, search.name, trials=search.trials, description=described, seed=seed)
         else:
             print(f"worker {worker}: looking for study {search.name!r} in {where}", flush=True)
             study = tune.open_study(where, search.name, description=described, seed=seed)
-        if finished:
+        if worker == 0 and (directory / results.SUMMARY).exists():
+            if tune.finished(study) < tune.size(study):
+                raise FileExistsError(f"directory is {directory}, which holds the results of another study")
             print(f"{directory} holds this search, and it is finished")
             return results.load_run(directory)
         train = task.train(rows=1)
@@ -99,7 +100,7 @@ def run(
     print(f"with --out {directory} --search.worker {worker + 1} another process helps", flush=True)
     with Progress(total, description=f"{agent} {settings.env}", unit="trials") as progress:
         progress.update(tune.finished(study))
-        done = tune.work(
+        done = _worked(
             study,
             train,
             task.keys,
@@ -117,14 +118,42 @@ def run(
     if (ended := tune.finished(study)) < total:
         raise Stopped(f"stopped after {ended} of {total} trials", directory)
     print(f"worker {worker} ran {done} of {total} trials")
-    return _finish(study, directory, settings, space, agent, task.steps) if worker == 0 else None
+    return _finish(study, directory, told, space, agent, task.steps) if worker == 0 else None
+
+
+def _worked(*arguments: Any, **named: Any) -> int:
+    try:
+        return tune.work(*arguments, **named)
+    except workers.Taken as error:
+        raise cli.BadInput(str(error)) from error
 
 
 def _directory(settings: Any, worker: int, script: str) -> Path:
     if settings.out is None and not settings.resume and (worker > 0 or "SLURM_ARRAY_TASK_ID" in os.environ):
         raise ValueError(f"out is not given, and this is worker {worker}; all workers of a study take one --out")
-    held = "*" if settings.search.storage else JOURNAL  # a study in a database may have left nothing here
-    return cli.directory_of(settings, script, settings.env, held=held)
+    if worker > 0 and settings.search.storage and settings.resume not in (None, "auto"):
+        return Path(settings.resume)  # what helps need not see the folder
+    return cli.directory_of(settings, script, settings.env, held=results.SETTINGS if worker == 0 else JOURNAL)
+
+
+def _begin(directory: Path, told: dict[str, Any], bound: Sequence[str], *, going_on: bool) -> None:
+    """Make the folder of a search, which says what it is, or see that it is this search's.
+
+    Raises FileExistsError for one that holds something else, or results if they are not asked for, and ValueError,
+    naming the first difference, for another search.
+    """
+    if not going_on:
+        results.create(directory)
+    if not (directory / results.SETTINGS).exists():
+        results.create(directory)
+        results.replace_file(directory / results.SETTINGS, results.json_bytes(told, "settings"))
+        return
+    former = results.read_json(directory / results.SETTINGS)
+    if "search" not in former:
+        raise FileExistsError(f"directory is {directory}, which holds another run; give another")
+    former, now = ({name: settings.get(name) for name in bound} for settings in (former, told))
+    former["search"], now["search"] = ({"name": one["search"]["name"]} for one in (former, now))
+    archive.require_equal(former, now, f"{directory} holds a search")
 
 
 def _require_storage(storage: str | None, *, made: bool) -> None:
@@ -158,7 +187,7 @@ def _submit(search: Search, directory: Path) -> None:
             job.result()
 
 
-def _finish(study, directory, settings, space, agent, steps) -> results.Result:
+def _finish(study, directory, told, space, agent, steps) -> results.Result:
     """Write the folder of a search, of the trials that count, in the order of their tickets."""
     trials = tune.finished_trials(study)
     labels = {name: np.array([float(trial.params[name]) for trial in trials]) for name in space}
@@ -167,29 +196,38 @@ def _finish(study, directory, settings, space, agent, steps) -> results.Result:
         {name: float(column[place]) for name, column in labels.items()} | scores.summary(per_seed[place])
         for place in range(len(trials))
     ]
+    _draw(directory, trials, labels)
     results.write(
         directory,
-        settings=dataclasses.asdict(settings) | {"agent": agent, "versions": results.versions()},
+        settings=told,
         metrics={"score": per_seed},
         summary={
             "agent": agent,
-            "env": settings.env,
+            "env": told["env"],
             "static": {},
-            "seeds": settings.seeds,
+            "seeds": told["seeds"],
             "total_steps": steps,
             "points": rows,
             "labels": labels,
             "versions": results.versions(),
         },
     )
-    values = np.array([np.nan if trial.value is None else trial.value for trial in trials])
-    figure = plots.new_figure(4.5 * (1 + len(space)), 4.0)
-    frames = {"trial": np.arange(len(trials)) + 1} | labels
-    for place, (name, column) in enumerate(frames.items()):
-        axes = figure.add_subplot(1, len(frames), place + 1)
-        plots.dots(axes, column, values, xlabel=name, ylabel="score", best=place == 0)
-    plots.save(figure, directory / "search.png")
+    values = _values(trials)
     best = rows[int(np.nanargmax(values))] if np.isfinite(values).any() else None
     print(f"best of {len(trials)}: {best}" if best else "no trial has a score")
     print(f"results in {directory}: search.png, summary.json, metrics.npz, settings.json")
     return results.load_run(directory)
+
+
+def _values(trials) -> np.ndarray:
+    return np.array([np.nan if trial.value is None else trial.value for trial in trials])
+
+
+def _draw(directory, trials, labels) -> None:
+    """Save the scores over the order of the trials, and over each number."""
+    frames = {"trial": np.arange(len(trials)) + 1} | labels
+    figure = plots.new_figure(4.5 * len(frames), 4.0)
+    for place, (name, column) in enumerate(frames.items()):
+        axes = figure.add_subplot(1, len(frames), place + 1)
+        plots.dots(axes, column, _values(trials), xlabel=name, ylabel="score", best=place == 0)
+    plots.save(figure, directory / "search.png")

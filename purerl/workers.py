@@ -17,6 +17,10 @@ from optuna.trial import TrialState
 OWNER = "owner"  # the attribute of a trial that says which process runs it
 
 
+class Taken(RuntimeError):
+    """Another process works with this worker's number."""
+
+
 class Owner(NamedTuple):
     """Which process runs a trial."""
 
@@ -39,10 +43,10 @@ class SignsOfLife:
         return self
 
     def require_own(self) -> None:
-        """Raise a RuntimeError if another process has taken this worker's number."""
+        """Raise Taken if another process has taken this worker's number."""
         _, life = _signs(self.study).get(self.owner.worker, (0, None))
         if life != self.owner.life:
-            raise RuntimeError(f"another process works as worker {self.owner.worker}; each takes a number of its own")
+            raise Taken(f"another process works as worker {self.owner.worker}; each takes a number of its own")
 
     def _tell(self) -> None:
         self.beats += 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -279,6 +280,28 @@ def test_divergence_on_the_cliff_is_told(tmp_path, capsys, monkeypatch):
     agents = results.load(tmp_path / "run").summary["agents"]
     assert agents["Q-learning"]["diverged"] == [0, 1]
     assert agents["Q-learning"]["mean"] is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (results.Damaged("a.npz is cut short"), 2, "a.npz is cut short"),
+        (MemoryError("2 runs keep 9 GiB"), 2, "2 runs keep 9 GiB"),
+        (MemoryError(), 2, "there is not enough memory"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (sqlite3.OperationalError("database or disk is full"), 1, "database or disk is full"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_fails_on_the_way_ends_in_one_sentence(error, status, sentence, monkeypatch, capsys):
+    def main(settings):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["cliff_walking.py"])
+    with pytest.raises(SystemExit) as end:
+        cli.start(main, load("cliff_walking").Settings)
+    assert end.value.code == status
+    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_ctrl_c_ends_in_one_sentence(monkeypatch, capsys):

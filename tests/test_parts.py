@@ -57,6 +57,7 @@ def test_what_does_not_fit_is_told_and_nothing_is_touched(tmp_path):
         with pytest.raises(cli.BadInput, match="in which another process is at work"):
             opened(out, resume="auto")
     (out / ".old.json.7.tmp").write_text("half")
+    (out / ".notes.tmp").write_text("a user's")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(cli.BadInput, match=f"holds a run to go on with: --resume {out}"):
         opened(out)
@@ -67,6 +68,7 @@ def test_what_does_not_fit_is_told_and_nothing_is_touched(tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(cli.BadInput, match=r"first.npz is not a valid npz file"), opened(out, resume="auto") as folder:
         folder.part("first", numbers)
+    assert (out / ".notes.tmp").exists()
     assert not (out / ".old.json.7.tmp").exists()  # what a process that was killed left half-written
 
 
@@ -76,7 +78,7 @@ def test_a_disk_that_is_full_is_a_sentence(tmp_path, monkeypatch):
 
     with opened(tmp_path) as folder:
         monkeypatch.setattr(results, "replace_file", full)
-        with pytest.raises(cli.Failed, match="what first left could not be written: No space"):
+        with pytest.raises(cli.Failed, match=r"^first: No space left on device$"):
             folder.part("first", numbers)
 
 
@@ -151,6 +153,8 @@ def test_critics_of_pendulums_are_gone_on_with_in_the_midst_of_their_training(tm
             script.main(settings)
     assert (out / "checkpoints" / "0").is_dir()
     assert not (out / "parts").exists()
+    with pytest.raises(cli.BadInput, match="holds a run to go on with"):
+        script.main(dataclasses.replace(settings, resume=None, seed=1))
     script.main(settings)
     found = results.load(out)
     assert found.summary == whole.summary

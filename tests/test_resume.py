@@ -424,6 +424,9 @@ def test_of_two_contexts_the_inner_one_leaves_the_wish_to_the_outer_one(capfd):
             assert inner.asked
             assert not outer.asked
         assert outer.asked
+        assert outer._first == inner._first > 0  # so that the next signal is the second one
+        with Interrupt() as later:
+            assert later.asked
     assert capfd.readouterr().err == "\nstopping after this chunk; Ctrl-C again ends at once\n"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scripts import EXPERIMENTS, load
 
-from purerl import cli, loop, points, results, sweep_cli, tables, tune, tune_cli
+from purerl import cli, folders, loop, points, results, sweep_cli, tables, tune, tune_cli
 from purerl.agents import q_learning
 from purerl.interrupts import Stopped
 
@@ -104,6 +104,42 @@ def test_a_search_that_is_asked_to_end_finishes_the_batch_and_is_gone_on_with(tm
     assert "worker 0 ran 2 of 6 trials" in capsys.readouterr().out
     assert run(["--resume", str(out)]).summary == found.summary
     assert f"{out} holds this search, and it is finished" in capsys.readouterr().out
+
+
+def test_a_search_in_a_database_is_gone_on_with_though_it_has_left_nothing(tmp_path, monkeypatch):
+    out, tell = tmp_path / "run", tune._tell
+    flags = ["--search.storage", f"sqlite:///{tmp_path / 'study.db'}", "--search.trials", "3", "--search.batch", "2"]
+
+    def asked(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return tell(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "_tell", asked)
+        with pytest.raises(Stopped, match="stopped after 2 of 3 trials"):
+            run([*flags, "--out", str(out)])
+    assert run([*flags, "--resume", str(out)]).metrics["score"].shape == (3, 2)
+
+
+def test_a_search_takes_no_other_s_folder_and_no_other_takes_its(searched, tmp_path):
+    flags, found = searched
+    out = tmp_path / "run"
+    results.write(out, settings={"env": "CliffWalking-purerl"}, metrics={}, summary={"agent": "q"})
+    with pytest.raises(cli.BadInput, match="which holds another run"):
+        run(["--out", str(out), "--resume", "auto"])
+    assert {path.name for path in out.iterdir()} == {"settings.json", "metrics.npz", "summary.json"}
+    journal = (found.directory / "journal.log").read_bytes()
+    for changed, sentence in [
+        (["--search.name", "other"], "search.name 'study', and this one has 'other'"),
+        (["--total-steps", "301"], "total_steps 300, and this one has 301"),
+    ]:
+        with pytest.raises(cli.BadInput, match=sentence):
+            run([*flags, "--resume", "auto", *changed])
+    assert (found.directory / "journal.log").read_bytes() == journal
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "settings.json").write_bytes((found.directory / "settings.json").read_bytes())
+    with pytest.raises(FileExistsError, match="which holds a sweep or a search; give another"):
+        folders.opened(tmp_path / "search", {}, resume=None)
 
 
 def test_the_environment_s_numbers_are_those_that_are_asked_for(tmp_path):

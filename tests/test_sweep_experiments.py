@@ -125,6 +125,35 @@ def test_a_sweep_that_is_asked_to_end_keeps_what_is_finished_and_goes_on(swept, 
     assert again.summary == found.summary
 
 
+def test_a_wish_to_end_between_groups_is_heard(tmp_path, monkeypatch, capsys):
+    finish = archive.Archive.finish
+
+    def asked(self, summary):
+        finish(self, summary)
+        signal.raise_signal(signal.SIGTERM)
+
+    flags = [*FLAGS, "--sweep.learning-rate", "0.1", "--static.traces", "true", "false"]
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.Archive, "finish", asked)
+        with pytest.raises(Stopped, match="stopped after 2 of 4 runs"):
+            run([*flags, "--out", str(tmp_path / "run")])
+    assert len(run([*flags, "--resume", str(tmp_path / "run")])) == 2
+    assert "2 of 4 runs are there already" in capsys.readouterr().out
+
+
+def test_a_damaged_chunk_is_told(swept, tmp_path, monkeypatch):
+    add, out = archive.Archive.add, tmp_path / "run"
+
+    def cut(self, *arguments):
+        add(self, *arguments)
+        for path in self.chunks.iterdir():
+            path.write_bytes(path.read_bytes()[:-9])
+
+    monkeypatch.setattr(archive.Archive, "add", cut)
+    with pytest.raises(results.Damaged, match="is not a valid npz file; it may be cut short"):
+        run([*FLAGS, *AXES, "--out", str(out)])
+
+
 def test_a_finished_sweep_is_not_run_again_and_others_are_refused(swept, tmp_path):
     for changed, sentence in [
         (["--out", str(swept.directory)], "already holds a finished run"),
