@@ -80,9 +80,9 @@ class Interrupt:
             return
         for number, former in self._former.items():
             signal.signal(number, former)
-        if self._outer:
-            self._outer.asked, self._outer._first = self.asked, self._first
         signal.set_wakeup_fd(self._former_bell)
         self._bell.close()  # the thread reads the end
         self._thread.join()
         self._ear.close()
+        if self._outer:
+            self._outer.asked, self._outer._first = self.asked, self._first
