@@ -107,29 +107,24 @@ def stops_after_the_first_part(script, flags, monkeypatch):
     return results.load(stop.value.directory)
 
 
-@pytest.mark.thorough
-def test_the_cliff_is_gone_on_with(tmp_path, monkeypatch):
-    script = load("cliff_walking")
-    flags = ["--seeds", "3", "--episodes", "20", "--out"]
-    script.main(cli.parse(script.Settings, [*flags, str(tmp_path / "whole")]))
-    whole = results.load(tmp_path / "whole")
-    found = stops_after_the_first_part(script, [*flags, str(tmp_path / "run")], monkeypatch)
-    assert found.summary == whole.summary
-    for name, column in whole.metrics.items():
-        np.testing.assert_array_equal(found.metrics[name], column)
+POPULATIONS = "--members 4 --generations 2 --total-steps 512 --length 16 --hidden 8 --seeds 2 --eval-episodes 2"
 
 
 @pytest.mark.thorough
 @pytest.mark.timeout(300)
-def test_populations_are_gone_on_with(tmp_path, monkeypatch):
-    script = load("pbt")
-    flags = "--members 4 --generations 2 --total-steps 512 --length 16 --hidden 8 --seeds 2 --eval-episodes 2 --out"
-    script.main(cli.parse(script.Settings, [*flags.split(), str(tmp_path / "whole")]))
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("cliff_walking", "--seeds 3 --episodes 20"), ("pbt", POPULATIONS)],
+    ids=["cliff", "populations"],
+)
+def test_a_script_that_is_asked_to_end_after_a_part_leaves_what_it_would_have_left(name, flags, tmp_path, monkeypatch):
+    script = load(name)
+    script.main(cli.parse(script.Settings, [*flags.split(), "--out", str(tmp_path / "whole")]))
     whole = results.load(tmp_path / "whole")
-    found = stops_after_the_first_part(script, [*flags.split(), str(tmp_path / "run")], monkeypatch)
+    found = stops_after_the_first_part(script, [*flags.split(), "--out", str(tmp_path / "run")], monkeypatch)
     assert found.summary == whole.summary
-    for name, column in whole.metrics.items():
-        np.testing.assert_array_equal(found.metrics[name], column)
+    for metric, column in whole.metrics.items():
+        np.testing.assert_array_equal(found.metrics[metric], column)
 
 
 @pytest.mark.thorough
