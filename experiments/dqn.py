@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from purerl import cli, exploration, networks, replay, results, runs
+from purerl import cli, exploration, networks, precision, replay, results, runs
 from purerl.agents import dqn
 from purerl.base import Spec
 from purerl.checks import require_count, require_number
@@ -22,6 +22,7 @@ class Settings(cli.Settings):
     filters: tuple[int, ...] = ()  # 3 x 3 filters of each convolution before the hidden layers, for pictures
     hidden: tuple[int, ...] = (120, 84)  # widths of the network's hidden layers
     dueling: bool = False  # the network ends in state values and advantages
+    precision: precision.Preset = "float32"  # what the network computes in
     double: bool = True  # the online network chooses the action, the target network judges it
     n_step: int = 1  # rewards in a target
     explore: Literal["epsilon_greedy", "boltzmann", "ucb"] = "epsilon_greedy"  # ucb only where states are numbered
@@ -43,9 +44,10 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
     if settings.explore == "epsilon_greedy":
         for name in ("exploration_start", "exploration_end"):
             require_number(f"hypers.{name}", getattr(settings.hypers, name), least=0.0, most=1.0)
+    network = networks.action_values(spec, settings.hidden, filters=settings.filters, dueling=settings.dueling)
     learner = dqn.dqn(
         spec,
-        networks.action_values(spec, settings.hidden, filters=settings.filters, dueling=settings.dueling),
+        precision.preset(network, settings.precision),
         double=settings.double,
         n_step=settings.n_step,
         explore=getattr(exploration, settings.explore),

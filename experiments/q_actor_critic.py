@@ -7,7 +7,7 @@ from typing import Literal
 
 import flax.linen as nn
 
-from purerl import cli, networks, results, runs
+from purerl import cli, networks, precision, results, runs
 from purerl.agents import q_actor_critic
 from purerl.base import Spec
 from purerl.driver import Phase
@@ -23,6 +23,7 @@ class Settings(cli.Settings):
     total_steps: int = 200_000
     hidden: tuple[int, ...] = (64, 64)  # widths of each network's hidden layers
     activation: Literal["tanh", "relu"] = "tanh"
+    precision: precision.Preset = "float32"  # what networks compute in
     # A learning_rate_horizon of 0 is the whole run.
     hypers: q_actor_critic.Hypers = q_actor_critic.Hypers(learning_rate_end_fraction=0.0, learning_rate_horizon=0.0)
 
@@ -30,8 +31,8 @@ class Settings(cli.Settings):
 def phases(settings: Settings, spec: Spec) -> list[Phase]:
     """Return the one phase of a run."""
     activation = getattr(nn, settings.activation)
-    actor = networks.policy(spec, settings.hidden, activation)
-    critic = networks.action_values(spec, settings.hidden, activation)
+    made = networks.policy, networks.action_values
+    actor, critic = (precision.preset(make(spec, settings.hidden, activation), settings.precision) for make in made)
     return [Phase(q_actor_critic.q_actor_critic(spec, actor, critic), settings.total_steps)]
 
 

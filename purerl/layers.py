@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,12 +63,25 @@ def orthogonal(scale: float = 1.0, *, steps: int = 40) -> Callable[..., Float[Ar
     return init
 
 
+class Outputs(nn.Dense):
+    """A dense layer that sums in float32, and returns that, whatever it computes in: the last one of a network.
+
+    Values that differ by less than a part in 256 are one in bfloat16, and which of them is largest is lost.
+    """
+
+    dot_general: Any = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+
 class MLP(nn.Module):
-    """A multilayer perceptron on vectors [*batch, features]: dense layers with an activation after all but the last."""
+    """A multilayer perceptron on vectors [*batch, features]: dense layers with an activation after all but the last.
+
+    The last one's outputs are float32, unless they are `inner`: read by another layer.
+    """
 
     sizes: Sequence[int]
     activation: Callable[[Array], Array] = nn.relu
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    inner: bool = False
 
     @nn.compact
     def __call__(self, vector: Float[Array, "*batch features"]) -> Float[Array, "*batch outputs"]:
@@ -77,7 +91,8 @@ class MLP(nn.Module):
         for layer, size in enumerate(self.sizes):
             if layer:
                 rows = self.activation(rows)
-            rows = nn.Dense(size, kernel_init=self.kernel_init)(rows)
+            inner = self.inner or layer < len(self.sizes) - 1
+            rows = (nn.Dense if inner else Outputs)(size, kernel_init=self.kernel_init, name=f"Dense_{layer}")(rows)
         return rows.reshape(*vector.shape[:-1], rows.shape[-1])
 
 
@@ -127,4 +142,4 @@ class Torso(nn.Module):
             features = encode(self.space, observation)
         if not self.hidden:
             return features
-        return self.activation(MLP(self.hidden, self.activation, self.kernel_init)(features))
+        return self.activation(MLP(self.hidden, self.activation, self.kernel_init, inner=True)(features))

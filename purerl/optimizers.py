@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from purerl import exploration
+from purerl import exploration, loss_scale
 from purerl.base import pytree_dataclass
 
 
@@ -28,7 +28,7 @@ class Hypers:
 
 def start(params: PyTree) -> Any:
     """Return the optimizer's state before the first step; it depends on no number."""
-    return _adam(Hypers(), 0.0).init(params)
+    return _adam(Hypers(), 0.0).init(loss_scale.without(params))
 
 
 def descend(
@@ -43,13 +43,20 @@ def descend(
     """Return (parameters, state) after one step of Adam (Kingma & Ba 2015) down the gradient, clipped by its norm.
 
     The rate is `scale` times the one that is due after so many `updates`: `learning_rate`, and in a straight line down
-    to its `learning_rate_end_fraction`.
+    to its `learning_rate_end_fraction`. Parameters of networks with a loss scale stay as they are if the gradient is
+    not finite, and the scale takes note.
     """
     left = exploration.linear_schedule(
         updates, start=1.0, end=hypers.learning_rate_end_fraction, horizon=hypers.learning_rate_horizon
     )
-    step, state = _adam(hypers, scale * left * hypers.learning_rate).update(gradient, state, params)
-    return optax.apply_updates(params, step), state
+    learned, gradient = loss_scale.without(params), loss_scale.without(gradient)
+    step, after = _adam(hypers, scale * left * hypers.learning_rate).update(gradient, state, learned)
+    moved = optax.apply_updates(learned, step)
+    if not loss_scale.is_in(params):
+        return moved, after
+    good = jnp.isfinite(optax.global_norm(gradient))
+    moved, after = jax.tree.map(lambda new, old: jnp.where(good, new, old), (moved, after), (learned, state))
+    return loss_scale.adapted(params, moved, good), after
 
 
 def _adam(hypers: Hypers, rate: Any) -> optax.GradientTransformation:

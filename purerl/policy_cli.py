@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import flax.linen as nn
 
-from purerl import cli, networks, normalize
+from purerl import cli, networks, normalize, precision
 from purerl.base import Agent, Network, Spec
 
 
@@ -29,13 +29,23 @@ class Settings(cli.Settings):
     hidden: tuple[int, ...] = (64, 64)  # widths of each network's hidden layers
     activation: Literal["tanh", "relu"] = "tanh"
     shared_torso: bool = False  # policy and value share all layers but the last
+    precision: precision.Preset = "float32"  # what networks compute in
     squash: bool = False  # bounded actions by a squashed Gaussian; otherwise the environment clips them
     normalize_observations: bool = False  # by their running moments
     scale_returns: bool = False  # rewards divided by the running deviation of discounted returns
 
 
-def networks_of(settings: Settings, spec: Spec) -> Networks:
-    """Return the networks that the settings ask for."""
+def networks_of(settings: Settings, spec: Spec, *, loss_scaling: bool | None = None) -> Networks:
+    """Return the networks that the settings ask for; without `loss_scaling` if that is False, but for the critic."""
+    actor, critic, torso = _networks_of(settings, spec)
+    return Networks(
+        actor=precision.preset(actor, settings.precision, loss_scaling=loss_scaling),
+        critic=precision.preset(critic, settings.precision),
+        torso=torso and precision.preset(torso, settings.precision, loss_scaling=loss_scaling),
+    )
+
+
+def _networks_of(settings: Settings, spec: Spec) -> Networks:
     activation = getattr(nn, settings.activation)
     layers = {"hidden": settings.hidden, "activation": activation, "filters": settings.filters}
     if not settings.shared_torso:

@@ -1,0 +1,557 @@
+"""Precision: what layers compute in, and what stays float32 whatever they do; loss scaling; int8 to act with."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from scripts import load
+
+from purerl import (
+    cli,
+    distributions,
+    driver,
+    envs,
+    export,
+    loop,
+    loss_scale,
+    losses,
+    networks,
+    normalize,
+    optimizers,
+    precision,
+    replay,
+    returns,
+    scores,
+    trust_region,
+)
+from purerl.agents import a2c, dqn, ppo, q_actor_critic, q_learning, reinforce, trpo
+from purerl.base import Box, Network, Spec, cast_hypers, from_linen
+from purerl.loss_scale import LossScale
+
+N = 4
+CARTPOLE, PENDULUM = envs.make("CartPole-v1", N), envs.make("Pendulum-v1", N)
+IMAGES = Spec(observation=Box((6, 6, 2), np.dtype(bool), False, True), action=CARTPOLE.spec.action, num_envs=N)
+
+NETWORKS = {
+    "action values": (CARTPOLE.spec, partial(networks.action_values, hidden=(16, 16))),
+    "dueling": (CARTPOLE.spec, partial(networks.action_values, hidden=(16, 16), dueling=True)),
+    "action values of images": (IMAGES, partial(networks.action_values, hidden=(16,), filters=(4,))),
+    "categorical": (CARTPOLE.spec, partial(networks.policy, hidden=(16, 16))),
+    "gaussian": (PENDULUM.spec, partial(networks.policy, hidden=(16, 16))),
+    "squashed": (PENDULUM.spec, partial(networks.policy, hidden=(16, 16), squash=True)),
+    "state values": (CARTPOLE.spec, partial(networks.state_values, hidden=(16, 16))),
+    "torso": (CARTPOLE.spec, lambda spec: networks.torso(spec, hidden=(16, 16)).network),
+}
+HALVES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def made(name, kind=None, batch=8):
+    """A network, its parameters and a batch of observations."""
+    spec, make = NETWORKS[name]
+    network = make(spec)
+    network = network if kind is None else precision.preset(network, kind)
+    drawn = jax.random.normal(jax.random.key(1), (batch, *spec.observation.shape))
+    observation = drawn > 0 if spec.observation.dtype == bool else drawn
+    return network, network.init(jax.random.key(0), observation), observation
+
+
+def equations(jaxpr):
+    """All equations of a program, those of its parts included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)
+        ):
+            if isinstance(part, ClosedJaxpr | Jaxpr):
+                yield from equations(getattr(part, "jaxpr", part))
+
+
+def dtypes(equation):
+    return {variable.aval.dtype for variable in equation.invars if hasattr(variable.aval, "dtype")}
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_products_and_activations_are_small_and_what_comes_out_is_float32(name, kind):
+    network, params, observation = made(name, kind)
+    program = jax.make_jaxpr(network.apply)(params, observation)
+    products = [equation for equation in equations(program.jaxpr) if equation.primitive.name == "dot_general"]
+    assert products
+    assert {dtype for equation in products for dtype in dtypes(equation)} == {jnp.dtype(HALVES[kind])}
+    activations = [equation for equation in equations(program.jaxpr) if equation.primitive.name in ("tanh", "max")]
+    assert activations
+    assert {dtype for equation in activations for dtype in dtypes(equation)} == {jnp.dtype(HALVES[kind])}
+    assert {leaf.dtype for leaf in jax.tree.leaves(network.apply(params, observation))} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_the_same_network_but_for_roundings(name):
+    usual, params, observation = made(name)
+    expected = usual.apply(params, observation)
+    for kind, tolerance in {"bfloat16": 2e-2, "float16": 2e-3}.items():
+        network, own, _ = made(name, kind)
+        chex.assert_trees_all_equal(getattr(own, "network", own), params)  # the same draws
+        found = network.apply(own, observation)
+        chex.assert_trees_all_close(found, expected, atol=tolerance, rtol=tolerance)
+        with pytest.raises(AssertionError):
+            chex.assert_trees_all_equal(found, expected)
+
+
+def test_float32_is_the_very_network():
+    network, _, _ = made("categorical")
+    assert precision.preset(network, "float32") is network
+    assert precision.with_precision(network, precision.float32) is network
+
+
+def test_the_last_layer_sums_in_float32():
+    """Two actions whose values differ by one part in a thousand are told apart; bfloat16 has one number for both."""
+    weights = jnp.array([[1.0, 1.001], [1.0, 1.001]])
+    network = precision.preset(networks.action_values(CARTPOLE.spec, ()), "bfloat16")
+    params = network.init(jax.random.key(0), jnp.zeros(4))
+    observation = jnp.array([1.0, 0.0, 0.0, 2.0**-9])
+    kernel = jnp.zeros((4, 2)).at[0].set(1.0).at[3, 1].set(1.0)
+    params = jax.tree.map(lambda leaf: kernel if leaf.shape == kernel.shape else leaf, params)
+    found = network.apply(params, observation)
+    np.testing.assert_array_equal(found, [1.0, 1.0 + 2.0**-9])
+    assert jnp.bfloat16(found[0]) == jnp.bfloat16(found[1])
+    assert weights.shape == (2, 2)
+
+
+def test_layers_with_a_dtype_of_their_own_keep_it_and_others_of_flax_take_it():
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            first = nn.LayerNorm()(nn.Dense(3)(x))
+            return first, nn.Dense(3, dtype=jnp.float32)(first)
+
+    module = Own()
+    network = precision.preset(from_linen(module), "bfloat16")
+    params = network.init(jax.random.key(0), jnp.ones(2))
+    program = jax.make_jaxpr(network.apply)(params, jnp.ones(2))
+    first, second = (equation for equation in equations(program.jaxpr) if equation.primitive.name == "dot_general")
+    assert dtypes(first) == {jnp.dtype(jnp.bfloat16)}
+    assert dtypes(second) == {jnp.dtype(jnp.float32)}
+    one, _ = module.apply(params, jnp.ones(2))
+    assert one.dtype == jnp.float32  # once it is applied without, nothing is left behind
+
+
+def test_a_network_of_no_module_is_refused():
+    plain = Network(init=lambda key, x: {"w": jnp.ones(2)}, apply=lambda params, x: params["w"] * x)
+    network = precision.preset(plain, "bfloat16")
+    with pytest.raises(TypeError, match="network is made of no flax module"):
+        network.apply(network.init(jax.random.key(0), jnp.ones(2)), jnp.ones(2))
+
+
+# --- what stays float32 ---------------------------------------------------------------------------------------------
+
+SMALL = {"learning_rate": 1e-3}
+
+
+def agents(kind):
+    """Agents whose networks all compute in `kind`: name -> (environment, agent, hypers)."""
+    wrap = partial(precision.preset, name=kind)
+
+    def pair(spec, critic=networks.state_values):
+        return wrap(networks.policy(spec, (8,))), wrap(critic(spec, (8,)))
+
+    values = wrap(networks.action_values(CARTPOLE.spec, (8,)))
+    learner = dqn.dqn(CARTPOLE.spec, values)
+    actor, critic = networks.policy(PENDULUM.spec, (8,)), networks.state_values(PENDULUM.spec, (8,))
+    steps = partial(precision.preset, loss_scaling=False)
+    normalized = normalize.normalized_spec(CARTPOLE.spec)
+    return {
+        "dqn": (
+            CARTPOLE,
+            replay.with_replay(learner, replay.uniform(CARTPOLE.spec, 64), batch_size=8),
+            dqn.Hypers(**SMALL, target_rate=0.005, target_period=1.0),
+        ),
+        "ppo": (
+            CARTPOLE,
+            normalize.with_observation_norm(
+                normalize.with_return_scaling(
+                    ppo.ppo(normalized, *pair(normalized), epochs=2, minibatches=2), CARTPOLE.spec
+                ),
+                CARTPOLE.spec,
+            ),
+            ppo.Hypers(**SMALL),
+        ),
+        "a2c": (CARTPOLE, a2c.a2c(CARTPOLE.spec, *pair(CARTPOLE.spec)), a2c.Hypers(**SMALL)),
+        "reinforce": (
+            CARTPOLE,
+            reinforce.reinforce(CARTPOLE.spec, *pair(CARTPOLE.spec), window=20),
+            reinforce.Hypers(**SMALL),
+        ),
+        "q_actor_critic": (
+            CARTPOLE,
+            q_actor_critic.q_actor_critic(CARTPOLE.spec, *pair(CARTPOLE.spec, networks.action_values)),
+            q_actor_critic.Hypers(**SMALL),
+        ),
+        "trpo": (
+            PENDULUM,
+            trpo.trpo(PENDULUM.spec, steps(actor, kind), wrap(critic), critic_epochs=2, critic_minibatches=2),
+            trpo.Hypers(**SMALL),
+        ),
+    }
+
+
+NAMES = ("dqn", "ppo", "a2c", "reinforce", "q_actor_critic", "trpo")
+
+
+def floats(tree):
+    return {leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What functions outside of networks are handed, and return, while something is traced: name -> dtypes."""
+    seen = {}
+
+    def watch(owner, name):
+        function = getattr(owner, name)
+
+        def watching(*arguments, **named):
+            found = function(*arguments, **named)
+            tree = [leaf for leaf in jax.tree.leaves((arguments, named, found)) if hasattr(leaf, "dtype")]
+            seen.setdefault(name, set()).update(floats(tree))
+            return found
+
+        monkeypatch.setattr(owner, name, watching)
+
+    for owner, name in [
+        (returns, "gae"),
+        (returns, "n_step"),
+        (returns, "standardized"),
+        (losses, "double_q_learning_target"),
+        (losses, "huber"),
+        (losses, "clipped_surrogate"),
+        (losses, "clipped_value"),
+        (losses, "kl_estimate"),
+        (losses, "squared"),
+        (optimizers, "descend"),
+        (optimizers, "start"),
+        (dqn.optax, "incremental_update"),
+        (normalize, "merge"),
+        (normalize, "normalized"),
+        (trust_region, "conjugate_gradient"),
+        (trust_region, "line_search"),
+        (distributions.Categorical, "log_prob"),
+        (distributions.Categorical, "entropy"),
+        (distributions.Categorical, "sample"),
+        (distributions.Gaussian, "log_prob"),
+        (distributions.Gaussian, "kl"),
+    ]:
+        watch(owner, name)
+    return seen
+
+
+def trace(env, agent, hypers):
+    """Trace two iterations; return the shapes of the run and its metrics."""
+    hypers = cast_hypers(hypers)
+    return jax.eval_shape(lambda key: loop.train(key, agent, env, hypers, iterations=2, length=4), jax.random.key(0))
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_is_kept_and_told_is_float32(name, kind):
+    """Parameters, target networks, optimizers, moments, counters as integers, metrics."""
+    run, metrics = trace(*agents(kind)[name])
+    assert floats(run.agent) == {jnp.dtype(jnp.float32)}
+    assert floats(metrics) == {jnp.dtype(jnp.float32)}
+    counters = [leaf for path, leaf in jax.tree.leaves_with_path(run.agent) if "updates" in jax.tree_util.keystr(path)]
+    whole = [leaf for leaf in counters if jnp.issubdtype(leaf.dtype, jnp.integer)]
+    assert whole
+    assert {leaf.dtype for leaf in whole} == {jnp.dtype(jnp.int32)}
+
+
+WATCHED = {
+    "dqn": {"n_step", "double_q_learning_target", "huber", "descend", "start", "incremental_update"},
+    "ppo": {
+        *("gae", "standardized", "clipped_surrogate", "clipped_value", "kl_estimate", "descend", "start"),
+        *("merge", "normalized", "log_prob", "entropy", "sample"),
+    },
+    "trpo": {"gae", "standardized", "squared", "conjugate_gradient", "line_search", "descend", "log_prob", "kl"},
+}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("name", WATCHED)
+def test_all_that_is_computed_outside_of_networks_is_float32(name, kind, watched):
+    """Targets, returns, advantages, log-probabilities, ratios, divergences, conjugate gradients, steps, moments."""
+    trace(*agents(kind)[name])
+    assert WATCHED[name] <= set(watched)
+    assert {function: found for function, found in watched.items() if found > {jnp.dtype(jnp.float32)}} == {}
+    assert {function for function, found in watched.items() if HALVES[kind] in found} == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_agents_learn_a_step_in_small_numbers(name):
+    """Something moves, and nothing is lost."""
+    env, agent, hypers = agents("bfloat16")[name]
+    hypers = cast_hypers(hypers)
+    begun = loop.begin(jax.random.key(0), agent, env, hypers)
+    iterations = 12 if name == "reinforce" else 3
+    program = jax.jit(lambda run: loop.advance(run, agent, env, hypers, iterations=iterations, length=4))
+    run, _ = program(begun)
+    params = [[leaf for leaf in jax.tree.leaves(of.agent)] for of in (begun, run)]
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in params[1] if jnp.issubdtype(leaf.dtype, jnp.floating))
+    assert any(bool((old != new).any()) for old, new in zip(*params, strict=True))
+
+
+# --- loss scaling ---------------------------------------------------------------------------------------------------
+
+
+def linear(x):
+    """A network in float16 with one weight matrix, its parameters, and the gradient of a loss times `factor`."""
+    network = precision.preset(networks.state_values(CARTPOLE.spec, (8,)), "float16")
+    params = network.init(jax.random.key(0), x)
+
+    def gradient(params, factor):
+        return jax.grad(lambda params: factor * jnp.mean(network.apply(params, x)))(params)
+
+    return network, params, gradient
+
+
+X = jax.random.normal(jax.random.key(2), (32, 4))
+
+
+def test_small_derivatives_survive():
+    _, params, gradient = linear(X)
+    usual = networks.state_values(CARTPOLE.spec, (8,))
+    expected = jax.grad(lambda params: 1e-6 * jnp.mean(usual.apply(params, X)))(params.network)
+    chex.assert_trees_all_close(gradient(params, 1e-6).network, expected, rtol=3e-3, atol=1e-11)
+    unscaled = precision.preset(usual, "float16", loss_scaling=False)
+    lost = jax.grad(lambda params: 1e-6 * jnp.mean(unscaled.apply(params, X)))(params.network)
+    kernels = [leaf for leaf in jax.tree.leaves(lost) if leaf.ndim == 2]
+    assert all(float(jnp.abs(leaf).max()) < 1e-3 * 1e-6 for leaf in kernels)
+
+
+def test_the_gradient_does_not_depend_on_the_scale_and_that_of_the_scale_is_zero():
+    _, params, gradient = linear(X)
+    found = [
+        gradient(dataclasses.replace(params, loss_scale=LossScale(scale=jnp.float32(scale), good_updates=0.0)), 1.0)
+        for scale in (2.0**6, 2.0**12)
+    ]
+    chex.assert_trees_all_close(found[0].network, found[1].network, rtol=2e-3, atol=1e-6)
+    assert float(found[0].loss_scale.scale) == 0.0
+
+
+def test_derivatives_of_inputs_are_those_of_float32():
+    """A torso learns through the heads that read it."""
+    network, params, _ = linear(X)
+    usual = networks.state_values(CARTPOLE.spec, (8,))
+    found = jax.grad(lambda x: jnp.mean(network.apply(params, x)))(X)
+    expected = jax.grad(lambda x: jnp.mean(usual.apply(params.network, x)))(X)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-5)
+
+
+def descended(params, gradient, state, scale=1.0):
+    hypers = cast_hypers(optimizers.Hypers(learning_rate=1e-2))
+    return optimizers.descend(params, gradient, state, hypers, jnp.int32(0), scale=scale)
+
+
+def test_an_update_that_overflows_is_skipped_and_halves_the_scale_and_training_goes_on():
+    _, params, gradient = linear(X)
+    state = optimizers.start(params)
+    bad = gradient(params, 1e4)
+    assert not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(bad))
+    after, state_after = descended(params, bad, state)
+    chex.assert_trees_all_equal(after.network, params.network)
+    chex.assert_trees_all_equal(state_after, state)
+    assert float(after.loss_scale.scale) == loss_scale.FIRST / 2
+    skipped = 1
+    while not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient(after, 1e4))):
+        after, state_after = descended(after, gradient(after, 1e4), state_after)
+        skipped += 1
+    assert float(after.loss_scale.scale) == loss_scale.FIRST / 2**skipped
+    moved, _ = descended(after, gradient(after, 1e4), state_after)
+    assert any(
+        bool((new != old).any())
+        for new, old in zip(jax.tree.leaves(moved.network), jax.tree.leaves(after.network), strict=True)
+    )
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(moved))
+    assert float(moved.loss_scale.good_updates) == 1.0
+
+
+def test_after_so_many_good_updates_the_scale_doubles_within_bounds():
+    good, bad = jnp.bool_(True), jnp.bool_(False)
+    params = {"w": jnp.ones(2), "scale": loss_scale.start()}
+    learned = loss_scale.without(params)
+
+    def after(scale, count, good):
+        start = params | {"scale": LossScale(scale=jnp.float32(scale), good_updates=jnp.float32(count))}
+        found = loss_scale.adapted(start, learned, good)["scale"]
+        return float(found.scale), float(found.good_updates)
+
+    last = loss_scale.GOOD_UPDATES - 1
+    assert after(8.0, 0, good) == (8.0, 1.0)
+    assert after(8.0, last - 1, good) == (8.0, last)
+    assert after(8.0, last, good) == (16.0, 0.0)
+    assert after(8.0, last, bad) == (4.0, 0.0)
+    assert after(loss_scale.MOST, last, good) == (loss_scale.MOST, 0.0)
+    assert after(loss_scale.LEAST, 3, bad) == (loss_scale.LEAST, 0.0)
+
+
+def test_without_a_scale_descending_is_what_it_was():
+    """Not even a NaN is skipped: it is to be seen."""
+    params = {"w": jnp.ones(2)}
+    moved, _ = descended(params, {"w": jnp.array([jnp.nan, 1.0])}, optimizers.start(params))
+    assert not bool(jnp.isfinite(moved["w"]).all())
+
+
+def test_a_run_whose_loss_overflows_skips_and_goes_on():
+    """DQN with rewards of ten thousand: its first gradients are beyond float16."""
+    env, agent, hypers = agents("float16")["dqn"]
+    hypers = cast_hypers(dataclasses.replace(hypers, huber_delta=1e6))
+
+    def update(key, state, rollout, hypers):
+        steps = dataclasses.replace(rollout.steps, reward=rollout.steps.reward * 1e4)
+        return agent.update(key, state, dataclasses.replace(rollout, steps=steps), hypers)
+
+    large = agent._replace(update=update)
+    run, _ = jax.jit(lambda key: loop.train(key, large, env, hypers, iterations=40, length=1))(jax.random.key(0))
+    scales = [
+        leaf
+        for leaf in jax.tree.leaves(run.agent, is_leaf=lambda leaf: isinstance(leaf, LossScale))
+        if isinstance(leaf, LossScale)
+    ]
+    begun = loop.begin(jax.random.key(0), large, env, hypers)
+    assert float(scales[0].scale) < loss_scale.FIRST
+    assert float(scales[0].good_updates) > 0
+    params = [leaf for leaf in jax.tree.leaves(run.agent) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in params)
+    moved = zip(jax.tree.leaves(begun.agent), jax.tree.leaves(run.agent), strict=True)
+    assert any(bool((old != new).any()) for old, new in moved if jnp.issubdtype(old.dtype, jnp.floating))
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_of_int8_are_within_half_a_step_and_take_a_quarter(name):
+    network, params, observation = made(name)
+    acting, small = precision.quantise(network, params)
+    for weights, found in zip(
+        jax.tree.leaves(params),
+        jax.tree.leaves(small, is_leaf=lambda leaf: isinstance(leaf, precision.Quantised)),
+        strict=True,
+    ):
+        if weights.ndim < 2:
+            np.testing.assert_array_equal(found, weights)
+            continue
+        assert found.values.dtype == jnp.int8
+        assert found.scale.shape == weights.shape[-1:]
+        half = 0.5 * np.abs(weights).max(axis=tuple(range(weights.ndim - 1))) / 127
+        assert (np.abs(found.values * found.scale - weights) <= half * (1 + 1e-5)).all()
+    shapes = jax.tree.map(jnp.shape, acting.apply(small, observation))
+    assert shapes == jax.tree.map(jnp.shape, network.apply(params, observation))
+
+
+def test_a_column_of_zeros_stays_one():
+    network = from_linen(nn.Dense(2))
+    params = jax.tree.map(jnp.zeros_like, network.init(jax.random.key(0), jnp.ones(3)))
+    acting, small = precision.quantise(network, params)
+    np.testing.assert_array_equal(acting.apply(small, jnp.ones(3)), [0.0, 0.0])
+
+
+def test_a_large_network_takes_a_quarter_of_the_bytes_and_is_exported_as_any(tmp_path):
+    actor, critic = networks.policy(CARTPOLE.spec, (256, 256)), networks.state_values(CARTPOLE.spec, (8,))
+    agent = normalize.with_observation_norm(a2c.a2c(CARTPOLE.spec, actor, critic), CARTPOLE.spec)
+    hypers = cast_hypers(a2c.Hypers())
+    state = agent.init(jax.random.key(0), hypers)
+    acting, small = precision.quantise_agent(agent, state)
+    bytes_of = {}
+    for name, (one, kept) in {"usual": (agent, state), "small": (acting, small)}.items():
+        export.save_policy(tmp_path / name, one, kept, CARTPOLE, hypers)
+        bytes_of[name] = sum(leaf.nbytes for leaf in export.load_policy(tmp_path / name).arrays.values())
+    assert 0.25 < bytes_of["small"] / bytes_of["usual"] < 0.27
+    own, expected = (precision.size(params.actor) for params in (small.learner.params, state.learner.params))
+    assert 0.25 < own / expected < 0.27
+    observation = jax.random.normal(jax.random.key(1), (200, 4))
+    found = export.load_policy(tmp_path / "small")(observation)
+    np.testing.assert_array_equal(found, acting.act(jax.random.key(0), small, (), observation, hypers, greedy=True)[0])
+    # By hand: the network with its own weights rounded.
+    network, params = precision.quantise(actor, state.learner.params.actor)
+    by_hand = network.apply(params, jnp.clip(observation, -10.0, 10.0)).mode()
+    np.testing.assert_array_equal(found, by_hand)
+
+
+def test_a_table_has_nothing_to_quantise():
+    env = envs.make("CliffWalking-purerl", 1)
+    agent = q_learning.q_learning(env.spec)
+    state = agent.init(jax.random.key(0), cast_hypers(q_learning.Hypers()))
+    with pytest.raises(ValueError, match="in which no params are matrices; it takes that of a deep agent"):
+        precision.quantise_agent(agent, state)
+
+
+# --- learning (slow) ------------------------------------------------------------------------------------------------
+
+
+def greedy_returns(script, kind, steps, seeds=10, **more):
+    """The mean greedy return at the end of every seed of a script's agent."""
+    settings = script.Settings(precision=kind, total_steps=steps, seeds=seeds, **more)
+    env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
+    judge = envs.make(settings.env, 20, observation_dtype=settings.observation_dtype)
+    outcome = driver.drive(
+        driver.seed_keys(0, seeds),
+        script.phases(settings, env.spec),
+        env,
+        cli.annealed(settings, settings.hypers),
+        length=settings.length,
+        log_every=steps // 10,
+        eval_env=judge,
+        eval_every=steps,
+        eval_max_steps=2_500,
+    )
+    assert not outcome.diverged.any()
+    return outcome.evaluation_returns[:, -1].mean(axis=1)
+
+
+def difference(one, other):
+    """The difference of interquartile means, and its 95 % interval by bootstrap over seeds, in parts of the latter."""
+    rng = np.random.default_rng(0)
+    means = [scores.interquartile_mean(sample) for sample in (one, other)]
+    draws = [
+        [scores.interquartile_mean(rng.choice(sample, len(sample))) for _ in range(2_000)] for sample in (one, other)
+    ]
+    low, high = np.quantile(np.subtract(*draws), [0.025, 0.975]) / means[1]
+    return (means[0] - means[1]) / means[1], low, high
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("name", "steps"), [("ppo", 200_000), ("dqn", 150_000), ("trpo", 200_000)])
+def test_bfloat16_learns_as_float32_does_on_cartpole(name, steps, slow_result):
+    script = load(name)
+    found = {kind: greedy_returns(script, kind, steps) for kind in ("float32", "bfloat16")}
+    apart, low, high = difference(found["bfloat16"], found["float32"])
+    means = {kind: scores.interquartile_mean(values) for kind, values in found.items()}
+    slow_result(
+        f"IQM {means['bfloat16']:.1f} in bfloat16, {means['float32']:.1f} in float32: "
+        f"{100 * apart:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}], 10 seeds of {steps:,} steps"
+    )
+    assert abs(apart) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_bfloat16_learns_as_float32_does_on_breakout(slow_result):
+    script, steps = load("ppo_minatar"), 1_000_000
+    script.phases = load("ppo").phases
+    found = {kind: greedy_returns(script, kind, steps, seeds=3) for kind in ("float32", "bfloat16")}
+    means = {kind: values.mean() for kind, values in found.items()}
+    told = {kind: np.round(np.sort(values), 1).tolist() for kind, values in found.items()}
+    slow_result(f"greedy returns of 3 seeds after {steps:,} steps: {told}")
+    assert means["bfloat16"] > 0.75 * means["float32"]
