@@ -18,7 +18,9 @@ class Settings(dqn.Settings):
     """DQN's flags, with other defaults."""
 
     env: str = "Breakout-MinAtar"  # name of an environment that gymnax knows
-    observation_dtype: Literal["bool", "uint8"] | None = "bool"  # what observations are kept in; replay packs bool
+    observation_dtype: Literal["bool", "uint8", "bfloat16"] | None = (
+        "bool"  # what observations are kept in; replay packs bool
+    )
     num_envs: int = 16  # environments stepped together
     total_steps: int = 1_000_000  # environment steps per seed
     filters: tuple[int, ...] = (16,)  # 3 x 3 filters of each convolution before the hidden layers

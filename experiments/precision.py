@@ -175,9 +175,8 @@ def tell(found: dict[str, dict[str, Any]], settings: Settings, folder: parts.Par
             print(f" {line['steps_per_second']:9,.0f}  {gap}")
         else:
             line["agreement"] = found["float32"]["int8 agreement"].mean()
-            print(
-                f"  in {100 * line['agreement']:.2f} % of {STEPS * settings.eval_episodes} states the same greedy action"
-            )
+            states = STEPS * settings.eval_episodes
+            print(f"  the same greedy action in {100 * line['agreement']:.2f} % of {states} states a seed")
     if device.platform == "cpu":
         print("On a CPU nothing but float32 is computed directly: smaller numbers save memory there, and cost time.")
     picture(found, folder.directory / "precision.png", title=f"PPO on {settings.env}, {settings.seeds} seeds")

@@ -52,7 +52,8 @@ class Settings(Place):
     env: str  # name of an environment that gymnax knows
     num_envs: int = 1  # environments stepped together
     length: int = 1  # steps that each of them takes between updates
-    observation_dtype: Literal["bool", "uint8"] | None = None  # what observations are kept in; bool for MinAtar's
+    # What observations are kept in: bool for MinAtar's pictures; bfloat16 rounds floats to three digits.
+    observation_dtype: Literal["bool", "uint8", "bfloat16"] | None = None
     total_steps: int = 100_000  # environment steps per seed
     seeds: int = 1  # independent runs, compiled once
     seed: int = 0  # what all keys are made of

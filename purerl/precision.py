@@ -127,9 +127,11 @@ def quantise(network: Network, params: PyTree) -> tuple[Network, PyTree]:
         w = s_c round(w / s_c),   s_c = max |w_c| / 127 of each column c
 
     Vectors (biases, deviations) stay float32. It is to act with: it cannot learn. Raises TypeError for what is no
-    network.
+    network, and what are no parameters.
     """
     require_kind("network", network, Network, wanted="a Network, such as those that purerl.networks makes")
+    if not (leaves := jax.tree.leaves(params)) or not all(hasattr(leaf, "ndim") for leaf in leaves):
+        raise TypeError(f"params is {shown(params)}; it takes what the network's init returned")
 
     def init(key: Any, *inputs: PyTree) -> PyTree:
         return jax.tree.map(_quantised, network.init(key, *inputs))

@@ -59,7 +59,8 @@ def make(
 
     `observation_dtype` is what arrays are observed in, if not what the environment shows: bool for MinAtar's pictures,
     which gymnax shows as float32, takes a quarter of the memory wherever observations are kept, and a 32nd in replay,
-    which packs bool into bits. Without `restart` an ended episode does not start anew: what follows means nothing.
+    which packs bool into bits; bfloat16 takes half, and rounds floats to three digits. Without `restart` an ended
+    episode does not start anew: what follows means nothing.
 
     Raises ValueError for an unknown name (with the near misses), a count below one, a dtype that does not hold what is
     observed (in a hundred random steps), or no `restart` where an environment has its own way to start anew; TypeError
@@ -155,7 +156,7 @@ def _dtype(name: Any) -> np.dtype:
         dtype = np.dtype(jax.dtypes.canonicalize_dtype(name))
     except TypeError:
         dtype = None
-    if dtype is None or dtype.kind not in "biuf":
+    if dtype is None or (dtype.kind not in "biuf" and dtype != jnp.bfloat16):
         raise ValueError(f"observation_dtype is {name!r}; it takes a dtype of numbers, such as bool or uint8")
     return dtype
 
@@ -166,10 +167,15 @@ def _observed_as(dtype: np.dtype, environment: Environment, params: PyTree, type
     if isinstance(environment.observation_space(environment.default_params), spaces.Discrete):
         raise ValueError(f"observation_dtype is {dtype}, and {environment.name} is observed as an integer, no array")
 
+    # Whoever asks for floats of fewer digits knows that they are rounded.
+    tolerance = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+
     def held(observation: PyTree) -> Array:
-        return jnp.stack(
-            [jnp.all(leaf.astype(dtype).astype(leaf.dtype) == leaf) for leaf in jax.tree.leaves(observation)]
-        )
+        def near(leaf: Array) -> Array:
+            kept = leaf.astype(dtype).astype(leaf.dtype)
+            return jnp.all((kept == leaf) | (jnp.abs(1.0 * kept - leaf) <= tolerance * jnp.abs(leaf)))
+
+        return jnp.stack([near(leaf) for leaf in jax.tree.leaves(observation)])
 
     def step(state: PyTree, keys: Array) -> tuple[PyTree, Array]:
         observation, state, *_ = environment.step(keys[0], state, space.sample(keys[1]), params)

@@ -131,6 +131,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "cli.observation_dtype": (
         untyped("q_learning", "--observation-dtype float64"),
+        bad("q_learning", "--observation-dtype bfloat16", "is observed as an integer, no array"),
         bad("q_learning", "--observation-dtype bool", "is observed as an integer, no array"),
         bad("dqn", "--observation-dtype bool", "does not hold all that CartPole-v1 shows"),
     ),
@@ -289,6 +290,20 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("dqn", "--learning-starts 200", "learning_starts is 200; it takes 1 to total_steps - 1"),
         untyped("dqn", "--learning-starts soon"),
     ),
+    "dqn.precision": (
+        untyped("dqn", "--precision half"),
+        untyped("sweep_dqn", "--precision float64"),
+        bad("sweep_dqn", "--static.precision half", "static.precision has 'half'; it takes what --precision does"),
+    ),
+    "q_actor_critic.precision": (
+        untyped("q_actor_critic", "--precision half"),
+        untyped("q_actor_critic", "--precision int8"),
+    ),
+    "policy_cli.precision": (
+        untyped("ppo", "--precision half"),
+        untyped("trpo", "--precision float64"),
+        bad("sweep_ppo", "--static.precision half", "static.precision has 'half'; it takes what --precision does"),
+    ),
     "dqn.hypers": hypers(
         "dqn", exploration_start="1.5", target_rate="1.1", target_period="0", huber_delta="-1", exploration_end="-0.1"
     ),
@@ -333,6 +348,14 @@ ROWS: dict[str, tuple[Row, ...]] = {
             "pendulum_truncation", "--hypers.discount 1", "hypers.discount is 1.0; without an end it takes one below 1"
         ),
     ),
+    "precision.env": (
+        bad("precision", "--env CartPol-v1", "did you mean CartPole-v1"),
+        bad("precision", "--env ''", "env"),
+    ),
+    "precision.total_steps": count("precision", "--total-steps", "total_steps", 1),
+    "precision.seeds": count("precision", "--seeds", "seeds", 2),
+    "precision.seed": seed("precision"),
+    "precision.eval_episodes": count("precision", "--eval-episodes", "eval_episodes", 1),
     "textbook.runs": count("textbook", "--runs", "runs", 8),
     "textbook.seed": seed("textbook"),
     # --- of scripts that sweep or search ---

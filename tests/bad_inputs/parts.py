@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from bad_inputs.rows import CART, FLOAT, PENDULUM, PICTURE, TABLE, Row, env, key, row, values
-from purerl import base, exploration, features, layers, networks, normalize, prediction, replay, tables
+from purerl import base, exploration, features, layers, networks, normalize, precision, prediction, replay, tables
 from purerl.agents import dqn, gradient_bandit, ppo, q_learning, thompson_sampling
 from purerl.base import Box, Discrete, Spec
 
@@ -48,6 +48,19 @@ class Counting(nn.Module):
     @nn.compact
     def __call__(self, x: Any) -> Any:
         return nn.BatchNorm(use_running_average=True)(x)
+
+
+def precise(network: Any = None, kind: Any = precision.bfloat16, **given: Any) -> Any:
+    return precision.with_precision(values() if network is None else network, kind, **given)
+
+
+def network_for(name: str, make: Callable[[Any], Any]) -> tuple[Row, ...]:
+    """Return the rows of what is given as `network` to what wraps networks."""
+    return (
+        row(f"a module for {name}", lambda: make(nn.Dense(2)), TypeError, "network is ", "it takes a Network"),
+        row(f"nothing for {name}", lambda: make(None), TypeError, "network is None", "it takes a Network"),
+        row(f"the maker of networks for {name}", lambda: make(networks.policy), TypeError, "network is the function"),
+    )
 
 
 def tiled(spec: Any = CART, **given: Any) -> Any:
@@ -186,6 +199,29 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "networks.torso": (
         *network_of("a network", networks.torso),
         row("no layer to share", lambda: networks.torso(CART, ()), ValueError, "hidden is ()"),
+    ),
+    "precision.with_precision": (
+        *network_for("with_precision", lambda network: precision.with_precision(network, precision.bfloat16)),
+        row("the name of a precision", lambda: precise(kind="bfloat16"), TypeError, "precision is 'bfloat16'"),
+        row("a dtype for a precision", lambda: precise(kind=jnp.bfloat16), TypeError, "precision is", "a Precision"),
+        row("scaling in words", lambda: precise(loss_scaling="no"), TypeError, "loss_scaling is 'no'", "True or False"),
+    ),
+    "precision.preset": (
+        *network_for("preset", lambda network: precision.preset(network, "bfloat16")),
+        row("a name of none", lambda: precision.preset(values(), "half"), ValueError, "name is 'half'", "bfloat16"),
+        row("a dtype for a name", lambda: precision.preset(values(), jnp.float16), ValueError, "name is", "float16"),
+    ),
+    "precision.quantise": (
+        *network_for("quantise", lambda network: precision.quantise(network, {})),
+        row("no parameters", lambda: precision.quantise(values(), None), TypeError, "params is None"),
+        row("text for parameters", lambda: precision.quantise(values(), "params"), TypeError, "params is 'params'"),
+    ),
+    "precision.quantise_agent": (
+        row("no agent", lambda: precision.quantise_agent(None, {}), TypeError, "agent is None", "an Agent"),
+        row("a factory", lambda: precision.quantise_agent(dqn.dqn, {}), TypeError, "agent is the function dqn"),
+        row("no state", lambda: precision.quantise_agent(deep(), None), ValueError, "state is None", "deep agent"),
+        row("parameters alone", lambda: precision.quantise_agent(deep(), jnp.ones((2, 2))), ValueError, "state is"),
+        row("a state without networks", lambda: precision.quantise_agent(deep(), {}), ValueError, "state is {}"),
     ),
     "normalize.normalized_spec": spec_of("an agent within with_observation_norm", normalize.normalized_spec),
     "normalize.with_observation_norm": (
