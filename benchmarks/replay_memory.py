@@ -1,4 +1,4 @@
-"""The memory of a replay of a million transitions of Breakout-MinAtar: pictures as float32, as bytes and as bits."""
+"""The memory of a replay of a million transitions of Breakout-MinAtar, by what its pictures are kept in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from _measure import record
 from purerl import envs, replay
 
 CAPACITY, ENVS = 1_000_000, 16
-DTYPES = {"float32, as gymnax shows it": "float32", "uint8": "uint8", "bool, packed into bits": "bool"}
+DTYPES = {
+    "float32, as gymnax shows it": "float32",
+    "bfloat16": "bfloat16",
+    "uint8": "uint8",
+    "bool, packed into bits": "bool",
+}
 
 
 def resident() -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import dqn  # the script beside this one
 
@@ -18,9 +17,7 @@ class Settings(dqn.Settings):
     """DQN's flags, with other defaults."""
 
     env: str = "Breakout-MinAtar"  # name of an environment that gymnax knows
-    observation_dtype: Literal["bool", "uint8", "bfloat16"] | None = (
-        "bool"  # what observations are kept in; replay packs bool
-    )
+    observation_dtype: cli.ObservationDtype = "bool"  # what observations are kept in; replay packs bool
     num_envs: int = 16  # environments stepped together
     total_steps: int = 1_000_000  # environment steps per seed
     filters: tuple[int, ...] = (16,)  # 3 x 3 filters of each convolution before the hidden layers

@@ -18,7 +18,7 @@ class Settings(ppo.Settings):
     """PPO's flags, with other defaults."""
 
     env: str = "Breakout-MinAtar"  # name of an environment that gymnax knows
-    observation_dtype: Literal["bool", "uint8", "bfloat16"] | None = "bool"  # what observations are kept in
+    observation_dtype: cli.ObservationDtype = "bool"  # what observations are kept in
     num_envs: int = 64  # environments stepped together
     total_steps: int = 10_000_000  # environment steps per seed
     activation: Literal["tanh", "relu"] = "relu"

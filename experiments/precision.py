@@ -1,13 +1,15 @@
 """PPO in float32, bfloat16, float16, and float32 acting with int8 weights: what each earns, takes, and how fast it is.
 
-Prints a table and saves one picture. How far the probabilities with which actions were drawn are from those that
-learning computes for them is measured, too: the same network on batches of other sizes rounds otherwise.
+Prints a table and saves one picture, and the policies with int8 weights as one file. Two differences of log-probability
+are told: between the actions' probabilities as acting and as learning computes them, from batches of other sizes, and
+between those and what a float32 network makes of the same parameters.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,19 @@ import numpy as np
 import ppo  # the script beside this one: its settings, and how they make an agent
 from jaxtyping import Array, Key
 
-from purerl import cli, driver, envs, evaluate, normalize, parts, plots, policy_cli, precision, rollout, scores
+from purerl import cli, driver, envs, evaluate, export, folders, normalize, parts, plots, policy_cli, precision, rollout
 from purerl.actor_critic import ActorCritic
-from purerl.base import Agent, cast_hypers, require_count
+from purerl.base import Agent, Transition, cast_hypers, require_count
+from purerl.checkpoint import Checkpoints
+from purerl.interrupts import Stopped
 from purerl.metrics import Progress
+from purerl.scores import summary
 
 KINDS = "float32", "bfloat16", "float16"
-INT8 = "int8 acting"
-STEPS = 128  # that are looked at of each environment, to compare probabilities and greedy actions
+INT8 = "int8"
+POLICY = "policy_int8.zip"
+STEPS = 128  # that are looked at of each environment, to compare probabilities, greedy actions and speeds
+REPEATS = 5  # of each timing, whose median is told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +43,14 @@ class Settings(cli.Place):
     seeds: int = 10  # independent runs of each precision
     seed: int = 0  # what all keys are made of
     eval_episodes: int = 20  # played greedily at the end by each run
+    checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in {"total_steps": 1, "seeds": 2, "seed": 0, "eval_episodes": 1}.items():
             require_count(name, getattr(self, name), least=least)
+        if self.checkpoint_every is not None:
+            require_count("checkpoint_every", self.checkpoint_every, least=0)
 
     def ppo(self, kind: precision.Preset) -> ppo.Settings:
         """Return those of ppo.py with networks of this kind."""
@@ -48,13 +58,19 @@ class Settings(cli.Place):
         return ppo.Settings(**own, eval_episodes=self.eval_episodes, precision=kind)
 
 
-def learned(settings: Settings, kind: precision.Preset) -> dict[str, np.ndarray]:
-    """Train all seeds with networks of one kind, and return what came of it; of float32 also what int8 makes of it."""
+def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[str, Any]:
+    """Train all seeds with networks of one kind, and return what came of it; of float32 also what int8 makes of it.
+
+    Raises Stopped if it was asked to stop in the midst of training, cli.Failed if no seed is left.
+    """
     own = settings.ppo(kind)
     env, judge = envs.make(own.env, own.num_envs), envs.make(own.env, own.eval_episodes)
     (phase,) = ppo.phases(own, env.spec)
     hypers = cast_hypers(cli.annealed(own, own.hypers))
-    with Progress(own.total_steps * own.seeds, description=kind) as progress:
+    with (
+        Checkpoints(folder / folders.CHECKPOINTS / kind) as checkpoints,
+        Progress(own.total_steps * own.seeds, description=kind) as progress,
+    ):
         outcome = driver.drive(
             driver.seed_keys(own.seed, own.seeds),
             [phase],
@@ -65,77 +81,111 @@ def learned(settings: Settings, kind: precision.Preset) -> dict[str, np.ndarray]
             eval_env=judge,
             eval_every=own.total_steps,
             progress=progress,
+            checkpoints=checkpoints,
+            checkpoint_every=settings.checkpoint_every,
         )
-    first = jax.tree.map(lambda leaf: leaf[0], outcome.runs.agent)
+    if outcome.interrupted:
+        steps = int(outcome.metrics["environment_steps"][0, -1])
+        raise Stopped(f"{kind}: stopped after {steps:,} of {own.total_steps:,} steps", folder)
+    if outcome.diverged.all():
+        raise cli.Failed(f"{kind}: all seeds diverged")
+    states, first = outcome.runs.agent, outcome.run(0).agent
     found = {
         "training_return": outcome.metrics["episode_return"],
         "environment_steps": outcome.metrics["environment_steps"][0],
         "greedy_return": outcome.evaluation_returns[:, -1].mean(axis=1),
-        "seconds": np.array(outcome.run_seconds),
-        "bytes": np.array(precision.size(_read(first)[0].actor) // (1 if kind == "float32" else 2)),
-        "gap": np.stack([_gap(own, phase.agent, outcome.run(seed).agent, env, hypers) for seed in range(own.seeds)]),
+        "learning_speed": own.total_steps * own.seeds / outcome.run_seconds,
+        "acting_speed": acting_speed(phase.agent, first, judge, hypers),
+        "bytes": precision.size(read(first)[0].actor),
+        "gaps": gaps(own, phase.agent, states, env, hypers),
     }
-    if kind != "float32":
-        return found
-    rows = [_in_int8(phase.agent, outcome.run(seed).agent, judge, hypers) for seed in range(own.seeds)]
-    small = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-    return found | {f"int8 {name}": values for name, values in small.items()}
+    if kind == "float32":
+        small = jax.vmap(lambda state: precision.quantise_agent(phase.agent, state)[1])(states)
+        acting, one = precision.quantise_agent(phase.agent, first)
+        export.save_policy(folder / POLICY, acting, small, judge, hypers, runs=own.seeds, name="ppo")
+        found |= agreement(phase.agent, states, acting, small, judge, hypers)
+        found["acting_speed of int8"] = acting_speed(acting, one, judge, hypers)
+        found["bytes of int8"] = precision.size(read(one)[0].actor)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
-def _read(state: Any) -> tuple[Any, Any]:
-    """Return what a PPO within wrappers has learned, and the moments by which it sees."""
-    moments = None
+def read(state: Any) -> tuple[Any, normalize.Moments]:
+    """Return the parameters that a PPO within its wrappers has learned, and the moments by which it sees."""
+    outer = state
     while hasattr(state, "learner"):
-        moments = state.acting[0] if hasattr(state, "acting") else moments
         state = state.learner
-    return getattr(state.params, "network", state.params), moments
+    return state.params, outer.acting[0]
 
 
-def _gap(own: ppo.Settings, acting: Agent, state: Any, env: envs.Env, hypers: Any) -> np.ndarray:
-    """Return the mean and the largest difference between log-probabilities as acting and as learning computes them."""
-    spec = normalize.normalized_spec(env.spec)
-    network = ActorCritic(*policy_cli.networks_of(own, spec))
+def walked(
+    key: Key[Array, ""], agent: Agent, state: Any, env: envs.Env, length: int, hypers: Any, greedy: bool
+) -> Transition:
+    """Return the steps [length, N] that an agent takes in new episodes."""
+    start_key, step_key = jax.random.split(key)
+    episodes = rollout.start(start_key, agent, env, env.params)
+    keys = rollout.step_keys(step_key, length)
+    return rollout.unroll(keys, agent, state, env, env.params, episodes, hypers, greedy=greedy)[1].steps
 
-    @jax.jit
-    def gap(key, state):
-        _, steps = _walked(key, acting, state, env, own.length, hypers, greedy=False)
-        params, moments = _read(state)
+
+def gaps(own: ppo.Settings, agent: Agent, states: Any, env: envs.Env, hypers: Any) -> Array:
+    """Return how far log-probabilities as learning computes them, of [T N] at once, are from others: [seeds, 2, 2].
+
+    Those are what acting computes, of N at a time, and float32 networks; of each the mean and the largest difference.
+    """
+    usual, network = (
+        ActorCritic(*policy_cli.networks_of(settings, normalize.normalized_spec(env.spec)))
+        for settings in (dataclasses.replace(own, precision="float32"), own)
+    )
+
+    def one(state):
+        steps = walked(jax.random.key(0), agent, state, env, own.length, hypers, greedy=False)
+        params, moments = read(state)
         observation = normalize.normalized(moments, steps.observation)
 
         def log_prob(observation, action):
             return network.policy(params, observation).log_prob(action)
 
-        one_by_one = jax.lax.map(lambda pair: log_prob(*pair), (observation, steps.action))
-        difference = jnp.abs(one_by_one - log_prob(observation, steps.action))
-        return jnp.stack([jnp.mean(difference), jnp.max(difference)])
+        learning = log_prob(observation, steps.action)
+        acting = jax.lax.map(lambda step: log_prob(*step), (observation, steps.action))
+        plain = dataclasses.replace(params, actor=getattr(params.actor, "network", params.actor))  # without a scale
+        exact = usual.policy(plain, observation).log_prob(steps.action)
+        apart = jnp.abs(jnp.stack([acting, exact]) - learning)
+        return jnp.stack([apart.mean(axis=(1, 2)), apart.max(axis=(1, 2))], axis=1)
 
-    return np.asarray(gap(jax.random.key(0), state))
-
-
-def _walked(key: Key[Array, ""], acting: Agent, state: Any, env: envs.Env, steps: int, hypers: Any, *, greedy: bool):
-    """Return a key of its own, and steps [T, N] that an agent takes."""
-    key, start_key, step_key = jax.random.split(key, 3)
-    episodes = rollout.start(start_key, acting, env, env.params)
-    keys = rollout.step_keys(step_key, steps)
-    _, experience, _ = rollout.unroll(keys, acting, state, env, env.params, episodes, hypers, greedy=greedy)
-    return key, experience.steps
+    return jax.jit(jax.vmap(one))(states)  # all seeds together, as they learn
 
 
-def _in_int8(usual: Agent, state: Any, judge: envs.Env, hypers: Any) -> dict[str, np.ndarray]:
-    """Return what a greedy policy does with weights of int8, on the states that it visits with its own."""
-    acting, small = precision.quantise_agent(usual, state)
+def agreement(usual: Agent, states: Any, acting: Agent, small: Any, judge: envs.Env, hypers: Any) -> dict[str, Array]:
+    """Return what greedy policies do with weights of int8: how often the same as with their own, and their return.
 
-    @jax.jit
-    def look(key, state, small):
-        key, steps = _walked(key, usual, state, judge, STEPS, hypers, greedy=True)
+    Both are [seeds]; the states are those that they visit with their own.
+    """
+
+    def one(pair):
+        state, small = pair
+        steps = walked(jax.random.key(1), usual, state, judge, STEPS, hypers, greedy=True)
+        key = jax.random.key(2)  # of which a greedy action knows nothing
         chosen = jax.lax.map(
             lambda observation: acting.act(key, small, (), observation, hypers, greedy=True)[0], steps.observation
         )
-        played = evaluate.evaluate(key, acting, small, judge, hypers, max_steps=2_500)
-        return {"agreement": jnp.mean(chosen == steps.action), "greedy_return": jnp.mean(played.episode_return)}
+        played = evaluate.evaluate(key, acting, small, judge, hypers, max_steps=10_000)
+        return {
+            "agreement of int8": (chosen == steps.action).mean(),
+            "greedy_return of int8": played.episode_return.mean(),
+        }
 
-    found = look(jax.random.key(1), state, small)
-    return jax.tree.map(np.asarray, found) | {"bytes": np.array(precision.size(_read(small)[0].actor))}
+    return jax.jit(lambda pairs: jax.lax.map(one, pairs))((states, small))
+
+
+def acting_speed(agent: Agent, state: Any, judge: envs.Env, hypers: Any) -> float:
+    """Return how many steps a second an agent takes greedily, environments included."""
+    walk = jax.jit(functools.partial(walked, agent=agent, env=judge, length=STEPS, hypers=hypers, greedy=True))
+    seconds = []
+    for repeat in range(REPEATS + 1):  # the first compiles
+        begun = time.perf_counter()
+        jax.block_until_ready(walk(jax.random.key(repeat), state=state).reward)
+        seconds.append(time.perf_counter() - begun)
+    return STEPS * judge.spec.num_envs / float(np.median(seconds[1:]))
 
 
 def main(settings: Settings) -> None:
@@ -149,42 +199,54 @@ def main(settings: Settings) -> None:
     if folder.finished:
         return
     with folder:
-        tell({kind: folder.part(kind, functools.partial(learned, settings, kind)) for kind in KINDS}, settings, folder)
+        tell(
+            {kind: folder.part(kind, functools.partial(learned, settings, folder.directory, kind)) for kind in KINDS},
+            settings,
+            folder,
+        )
 
 
 def tell(found: dict[str, dict[str, Any]], settings: Settings, folder: parts.Parts) -> None:
     """Print a table, save the picture, write the results."""
-    columns = {kind: one["greedy_return"] for kind, one in found.items()}
-    columns[INT8] = found["float32"]["int8 greedy_return"]
-    sizes = {kind: int(one["bytes"]) for kind, one in found.items()} | {INT8: int(found["float32"]["int8 bytes"][0])}
-    total = settings.total_steps * settings.seeds
-    summary = {kind: scores.summary(values) | {"bytes": sizes[kind]} for kind, values in columns.items()}
     device = jax.devices()[0]
     print(f"PPO on {settings.env}, {settings.seeds} seeds of {settings.total_steps:,} steps, on {device.device_kind}")
-    print(
-        f"{'':12s} {'greedy return, IQM [95 %]':>28s} {'bytes of its policy':>20s} {'steps/s':>9s}  log-probability gap"
+    titles = f"{'greedy return, IQM [95 %]':>28s} {'bytes of weights':>17s} {'learns':>15s} {'acts':>15s}"
+    print(f"{'':9s}{titles}   log-probabilities, acting and learning; those of float32")
+    told = {kind: describe(one) for kind, one in found.items()}
+    told[INT8] = describe(
+        {name.removesuffix(f" of {INT8}"): value for name, value in found["float32"].items() if INT8 in name}
     )
-    for kind, line in summary.items():
+    for kind, line in told.items():
         low, high = line["ci95"]
-        interval = f"{line['iqm']:.1f} [{low:.1f}, {high:.1f}]" if line["iqm"] is not None else "none"
-        print(f"{kind:12s} {interval:>28s} {line['bytes']:>20,}", end="")
-        if kind in found:
-            line["steps_per_second"] = total / float(found[kind]["seconds"])
-            line["gap"] = {"mean": found[kind]["gap"][:, 0].mean(), "largest": found[kind]["gap"][:, 1].max()}
-            gap = f"mean {line['gap']['mean']:.1e}, largest {line['gap']['largest']:.1e}"
-            print(f" {line['steps_per_second']:9,.0f}  {gap}")
+        score = "none" if line["iqm"] is None else f"{line['iqm']:.1f}"
+        interval = "" if low is None else f" [{low:.1f}, {high:.1f}]"
+        learns = f"{line['learning_speed']:,.0f} steps/s" if "learning_speed" in line else ""
+        acts = f"{line['acting_speed']:,.0f} steps/s"
+        print(f"{kind:9s}{score + interval:>28s} {line['bytes']:>17,} {learns:>15s} {acts:>15s}", end="")
+        if "gaps" in line:
+            print("   " + "; ".join(f"mean {mean:.1e}, most {most:.1e}" for mean, most in line["gaps"]))
         else:
-            line["agreement"] = found["float32"]["int8 agreement"].mean()
             states = STEPS * settings.eval_episodes
-            print(f"  the same greedy action in {100 * line['agreement']:.2f} % of {states} states a seed")
+            print(f"   the greedy action of float32 in {100 * line['agreement']:.2f} % of {states:,} states a seed")
     if device.platform == "cpu":
         print("On a CPU nothing but float32 is computed directly: smaller numbers save memory there, and cost time.")
     picture(found, folder.directory / "precision.png", title=f"PPO on {settings.env}, {settings.seeds} seeds")
     folder.finish(
-        {f"{name} of {kind}": value for kind, one in found.items() for name, value in one.items()},
-        {"agent": "ppo", "env": settings.env, "seeds": settings.seeds, "precisions": summary},
-        ["precision.png"],
+        {f"{name} in {kind}": value for kind, one in found.items() for name, value in one.items()},
+        {"agent": "ppo", "env": settings.env, "seeds": settings.seeds, "precisions": told},
+        ["precision.png", POLICY],
     )
+
+
+def describe(one: dict[str, Any]) -> dict[str, Any]:
+    """Return of a precision what is told of it, JSON-ready."""
+    line = summary(one["greedy_return"]) | {"bytes": int(one["bytes"])}
+    line |= {name: float(one[name]) for name in ("learning_speed", "acting_speed") if name in one}
+    if "gaps" in one:
+        line["gaps"] = np.stack([one["gaps"][..., 0].mean(axis=0), one["gaps"][..., 1].max(axis=0)], axis=1).tolist()
+    if "agreement" in one:
+        line["agreement"] = float(one["agreement"].mean())
+    return line
 
 
 def picture(found: dict[str, dict[str, Any]], path: Path, *, title: str) -> None:

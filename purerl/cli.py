@@ -29,6 +29,7 @@ from purerl.interrupts import Stopped
 AnySettings = TypeVar("AnySettings")
 HypersT = TypeVar("HypersT", bound=optimizers.Hypers)
 SettingsT = TypeVar("SettingsT", bound="Settings")
+ObservationDtype = Literal["bool", "uint8", "bfloat16"] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Settings(Place):
     num_envs: int = 1  # environments stepped together
     length: int = 1  # steps that each of them takes between updates
     # What observations are kept in: bool for MinAtar's pictures; bfloat16 rounds floats to three digits.
-    observation_dtype: Literal["bool", "uint8", "bfloat16"] | None = None
+    observation_dtype: ObservationDtype = None
     total_steps: int = 100_000  # environment steps per seed
     seeds: int = 1  # independent runs, compiled once
     seed: int = 0  # what all keys are made of

@@ -63,13 +63,13 @@ def orthogonal(scale: float = 1.0, *, steps: int = 40) -> Callable[..., Float[Ar
     return init
 
 
-class Outputs(nn.Dense):
-    """A dense layer that sums in float32, and returns that, whatever it computes in: the last one of a network.
+def outputs(size: int, **named: Any) -> nn.Dense:
+    """Return a dense layer that sums in float32, and returns that, whatever it computes in: the last of a network.
 
     Values that differ by less than a part in 256 are one in bfloat16, and which of them is largest is lost.
     """
-
-    dot_general: Any = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    summed = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    return nn.Dense(size, dot_general=summed, **named)
 
 
 class MLP(nn.Module):
@@ -92,7 +92,7 @@ class MLP(nn.Module):
             if layer:
                 rows = self.activation(rows)
             inner = self.inner or layer < len(self.sizes) - 1
-            rows = (nn.Dense if inner else Outputs)(size, kernel_init=self.kernel_init, name=f"Dense_{layer}")(rows)
+            rows = (nn.Dense if inner else outputs)(size, kernel_init=self.kernel_init, name=f"Dense_{layer}")(rows)
         return rows.reshape(*vector.shape[:-1], rows.shape[-1])
 
 

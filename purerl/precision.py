@@ -46,7 +46,7 @@ def with_precision(network: Network, precision: Precision, *, loss_scaling: bool
 
     Parameters are `precision.param`, float32 to be learned with: what an update adds is lost on smaller ones. Every
     layer that has not been given a dtype (`nn.Dense`, `nn.Conv`, ...) casts what it reads, its parameters included, and
-    so activations are of that dtype; purerl's last layers (`layers.Outputs`) sum and return float32. What comes out is
+    so activations are of that dtype; purerl's last layers (`layers.outputs`) sum and return float32. What comes out is
     cast to `precision.output`.
 
     float16 comes with `loss_scaling` unless that is False, as derivatives below 6e-8 are zero in it; `optimizers`

@@ -160,7 +160,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         *folder("q_learning"),
         bad("q_learning", "--out FILE/run", "Not a directory"),
         *[row for script in ("cliff_walking", "compare", "optimal_policy", "textbook") for row in folder(script)],
-        *[row for script in ("pendulum_truncation", "pbt", "sweep_ppo", "tune") for row in folder(script)],
+        *[row for script in ("pendulum_truncation", "precision", "pbt", "sweep_ppo", "tune") for row in folder(script)],
     ),
     "cli.devices": (
         bad("q_learning", "--devices 0", "devices is 0; it takes a whole number of at least 1"),
@@ -185,7 +185,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("q_learning", "--resume NOTHING --out FINISHED", "a run goes on where it is"),
         *[
             bad(script, "--resume NOTHING", "resume is ", "which holds no run")
-            for script in ("cliff_walking", "compare", "optimal_policy", "pendulum_truncation", "textbook")
+            for script in ("cliff_walking", "compare", "optimal_policy", "pendulum_truncation", "precision", "textbook")
         ],
         *[bad(script, "--resume NOTHING", "which holds no run") for script in ("pbt", "sweep_ppo", "sweep_dqn")],
         bad("sweep_ppo", "--resume NOTHING --static.num-envs 2 4", "which holds no run (settings.json)"),
@@ -356,6 +356,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "precision.seeds": count("precision", "--seeds", "seeds", 2),
     "precision.seed": seed("precision"),
     "precision.eval_episodes": count("precision", "--eval-episodes", "eval_episodes", 1),
+    "precision.checkpoint_every": count("precision", "--checkpoint-every", "checkpoint_every", 0),
     "textbook.runs": count("textbook", "--runs", "runs", 8),
     "textbook.seed": seed("textbook"),
     # --- of scripts that sweep or search ---

@@ -320,6 +320,23 @@ def test_observations_in_another_dtype_are_those_of_the_environment_cast(name, d
     assert types(start) == types(other_start)
 
 
+def test_observations_in_bfloat16_are_rounded_and_nothing_else_is():
+    """A number is as near as eight bits come to it; what is beyond them is no number of theirs."""
+    usual, other = envs.make("CartPole-v1", N), envs.make("CartPole-v1", N, observation_dtype="bfloat16")
+    assert other.spec.observation.dtype == jnp.bfloat16
+
+    def both(key):
+        return [unroll(env, key, 60) for env in (usual, other)]
+
+    (_, _, one), (_, _, two) = jax.jit(both, compiler_options=PLAIN)(jax.random.key(7))
+    shown, rounded = one["result"][0], two["result"][0]
+    chex.assert_trees_all_equal(rounded, shown.astype(jnp.bfloat16))
+    assert float(jnp.abs(rounded.astype(jnp.float32) - shown).max()) > 0.0
+    chex.assert_trees_all_equal(*(steps["result"][1:5] for steps in (one, two)))
+    with pytest.raises(ValueError, match="observation_dtype is bfloat16, which does not hold all that Shows-probe"):
+        envs.make(Shows(0.0, np.nan), N, observation_dtype="bfloat16")
+
+
 def test_each_part_of_an_observation_is_cast():
     env = envs.make(Parts(), N, observation_dtype=np.uint8)
     assert jax.tree.map(lambda space: (space.shape, space.dtype), env.spec.observation) == {
