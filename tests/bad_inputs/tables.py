@@ -75,6 +75,7 @@ EXEMPT = {
     "exploration.linear_schedule": "runs inside the trace, on arrays alone",
     "exploration.exponential_schedule": "runs inside the trace, on arrays alone",
     "layers.encode": "runs inside the trace, called by networks",
+    "layers.outputs": "a layer of flax's, made by networks",
     "loss_scale": "runs inside the trace, called by precision and optimizers",
     "precision.size": "of parameters, which it was given by init",
     "normalize.no_moments": "runs inside the trace, called by the wrappers",
