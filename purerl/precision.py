@@ -31,6 +31,7 @@ float32 = Precision(param=jnp.float32, compute=jnp.float32, output=jnp.float32)
 bfloat16 = Precision(param=jnp.float32, compute=jnp.bfloat16, output=jnp.float32)
 float16 = Precision(param=jnp.float32, compute=jnp.float16, output=jnp.float32)
 Preset = Literal["float32", "bfloat16", "float16"]
+SCOPE = "network"  # what operations in a network's own precision are called in a program, and in its profile
 
 
 @pytree_dataclass
@@ -65,12 +66,16 @@ def with_precision(network: Network, precision: Precision, *, loss_scaling: bool
         params = _cast(network.init(key, *inputs), precision.param)
         return Scaled(network=params, loss_scale=loss_scale.start()) if loss_scaling else params
 
+    @jax.named_scope(SCOPE)
+    def computed(params: PyTree, inputs: tuple[PyTree, ...]) -> PyTree:
+        return _cast(_computed(network, precision.compute, params, inputs), precision.output)
+
     def apply(params: PyTree, *inputs: PyTree) -> PyTree:
         if not loss_scaling:
-            return _cast(_computed(network, precision.compute, params, inputs), precision.output)
+            return computed(params, inputs)
         scale = params.loss_scale.scale
         read = loss_scale.entering((params.network, inputs), scale)
-        return loss_scale.leaving(_cast(_computed(network, precision.compute, *read), precision.output), scale)
+        return loss_scale.leaving(computed(*read), scale)
 
     return Network(init=init, apply=apply)
 

@@ -70,19 +70,24 @@ def made(name, kind=None, batch=8):
     return network, network.init(jax.random.key(0), observation), observation
 
 
+def parts_of(equation):
+    """The programs within an equation, such as the body of a scan."""
+    found = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr))
+    return [getattr(part, "jaxpr", part) for part in found if isinstance(part, ClosedJaxpr | Jaxpr)]
+
+
 def equations(jaxpr):
     """All equations of a program, those of its parts included."""
     for equation in jaxpr.eqns:
         yield equation
-        for part in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)
-        ):
-            if isinstance(part, ClosedJaxpr | Jaxpr):
-                yield from equations(getattr(part, "jaxpr", part))
+        for part in parts_of(equation):
+            yield from equations(part)
 
 
-def dtypes(equation):
-    return {variable.aval.dtype for variable in equation.invars if hasattr(variable.aval, "dtype")}
+def dtypes(equation, *, made=False):
+    """Of what an equation reads; with `made` of what it makes, too."""
+    variables = [*equation.invars, *(equation.outvars if made else ())]
+    return {variable.aval.dtype for variable in variables if hasattr(variable.aval, "dtype")}
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -321,6 +326,32 @@ def test_what_pictures_take_in_rollouts_is_told_by_their_dtype(dtype, share):
         return precision.size(jax.eval_shape(acted, jax.random.key(0)))
 
     assert size(dtype) == share * size("float32")
+
+
+def outside(jaxpr):
+    """All equations of a program that belong to no network, but for loops: those only hand on what networks left."""
+    for equation in jaxpr.eqns:
+        if precision.SCOPE in str(equation.source_info.name_stack):
+            continue
+        if not (within := parts_of(equation)):
+            yield equation
+        for part in within:
+            yield from outside(part)
+
+
+def small_ones(found):
+    """Those of some equations that read or make numbers of 16 bits."""
+    small = {jnp.dtype(dtype) for dtype in HALVES.values()}
+    return [equation for equation in found if small & dtypes(equation, made=True)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outside_of_networks_nothing_is_computed_in_small_numbers(name):
+    env, agent, hypers = agents("bfloat16")[name]
+    hypers = cast_hypers(hypers)
+    program = jax.make_jaxpr(lambda key: loop.train(key, agent, env, hypers, iterations=2, length=4))(jax.random.key(0))
+    assert small_ones(outside(program.jaxpr)) == []
+    assert small_ones(equations(program.jaxpr)) != []
 
 
 WATCHED = {
