@@ -696,6 +696,6 @@ def test_bfloat16_learns_as_float32_does_on_breakout(slow_result):
     script.phases = load("ppo").phases
     found = {kind: greedy_returns(script, kind, steps, seeds=3) for kind in ("float32", "bfloat16")}
     means = {kind: values.mean() for kind, values in found.items()}
-    told = {kind: np.round(np.sort(values), 1).tolist() for kind, values in found.items()}
+    told = "; ".join(f"{kind} {' '.join(f'{value:.1f}' for value in np.sort(found[kind]))}" for kind in found)
     slow_result(f"greedy returns of 3 seeds after {steps:,} steps: {told}")
     assert means["bfloat16"] > 0.75 * means["float32"]
