@@ -21,7 +21,7 @@ import reinforce
 import sarsa
 import trpo
 
-from purerl import cli, envs, plots, results
+from purerl import cli, envs, plots, precision, results
 from purerl.base import require_count
 from purerl.interrupts import Interrupt, Stopped
 
@@ -45,6 +45,7 @@ class Settings(cli.Place):
     total_steps: int = 100_000  # environment steps per seed
     seeds: int = 5  # independent runs of each agent
     seed: int = 0  # what all keys are made of
+    precision: precision.Preset = "float32"  # what networks compute in
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +59,9 @@ def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
     shared = {"env": settings.env, "total_steps": settings.total_steps, "seeds": settings.seeds, "seed": settings.seed}
     chosen = {}
     for name, script in SCRIPTS.items():
-        own = script.Settings(**shared, out=directory / name.lower(), resume="auto" if settings.resume else None)
+        numbers = {"precision": settings.precision} if hasattr(script.Settings, "precision") else {}
+        place = {"out": directory / name.lower(), "resume": "auto" if settings.resume else None}
+        own = script.Settings(**shared, **numbers, **place)
         try:
             script.phases(own, spec)
             chosen[name] = own

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl import cli, driver, envs, folders, networks, parts, plots, returns, rollout, scores
+from purerl import cli, driver, envs, folders, networks, parts, plots, precision, returns, rollout, scores
 from purerl.actor_critic import ActorCritic
 from purerl.agents import trpo
 from purerl.base import Agent, Rollout, cast_hypers, require_count
@@ -39,6 +39,7 @@ class Settings(cli.Place):
     num_envs: int = 4  # environments stepped together
     length: int = 512  # steps that each of them takes between updates
     seed: int = 0  # what all keys are made of
+    precision: precision.Preset = "float32"  # what networks compute in
     checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
     hypers: trpo.Hypers = trpo.Hypers()
 
@@ -77,7 +78,8 @@ def blind(agent: Agent) -> Agent:
 def made(settings: Settings) -> tuple[envs.Env, ActorCritic, Agent]:
     """Return environment, networks and agent. Raises ValueError where they do not fit together."""
     env = envs.make("Pendulum-v1", settings.num_envs)
-    network = ActorCritic(networks.policy(env.spec), networks.state_values(env.spec))
+    actor = precision.preset(networks.policy(env.spec), settings.precision, loss_scaling=False)  # as trpo.py does
+    network = ActorCritic(actor, precision.preset(networks.state_values(env.spec), settings.precision))
     agent = trpo.trpo(env.spec, network.actor, network.critic)
     cli.require_fitting([driver.Phase(agent, settings.total_steps)], env, settings.hypers, settings.length)
     return env, network, agent

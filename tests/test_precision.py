@@ -503,6 +503,14 @@ def test_without_a_scale_descending_is_what_it_was():
     assert not bool(jnp.isfinite(moved["w"]).all())
 
 
+def test_trpo_refuses_a_policy_with_a_loss_scale():
+    """Its products with the Fisher matrix would be computed of derivatives divided by the scale, and mostly be zero."""
+    actor, critic = networks.policy(CARTPOLE.spec, (8,)), networks.state_values(CARTPOLE.spec, (8,))
+    agent = trpo.trpo(CARTPOLE.spec, precision.preset(actor, "float16"), critic)
+    with pytest.raises(ValueError, match=r"actor or torso has a loss scale.*made with loss_scaling=False"):
+        agent.init(jax.random.key(0), cast_hypers(trpo.Hypers()))
+
+
 def test_a_run_whose_loss_overflows_skips_and_goes_on():
     """DQN with rewards of ten thousand: its first gradients are beyond float16."""
     env, agent, hypers = agents("float16")["dqn"]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import actor_critic, losses, optimizers, returns, trust_region
+from purerl import actor_critic, loss_scale, losses, optimizers, returns, trust_region
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
 from purerl.checks import require_count
@@ -54,8 +54,8 @@ def trpo(
     critic is then fitted to the lambda-returns by `critic_epochs` passes over the rollout, shuffled into
     `critic_minibatches`. With a `torso` both networks read its features; it belongs to the policy, and moves by the
     trust-region step alone: a critic that moved it would move the policy out of the region. Raises ValueError for
-    counts below one, for networks that do not fit the spec, and while tracing for rollouts that minibatches do not
-    divide.
+    counts below one, for networks that do not fit the spec, and while tracing for a policy with a loss scale and for
+    rollouts that minibatches do not divide.
     """
     counts = {"cg_iterations": cg_iterations, "max_backtracks": max_backtracks}
     for name, count in (counts | {"critic_epochs": critic_epochs, "critic_minibatches": critic_minibatches}).items():
@@ -65,6 +65,11 @@ def trpo(
     def init(key, hypers):
         require_hypers(hypers, Hypers, agent="trpo")
         params = network.init(key, spec)
+        if loss_scale.is_in((params.torso, params.actor)):
+            raise ValueError(
+                "actor or torso has a loss scale, by which derivatives taken forwards, as trpo takes them, are lost; "
+                "it takes networks made with loss_scaling=False"
+            )
         return State(params=params, optimizer=optimizers.start(params.critic), updates=jnp.int32(0))
 
     def improve(params, steps, advantage, hypers):

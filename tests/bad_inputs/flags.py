@@ -316,6 +316,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "compare.total_steps": count("compare", "--total-steps", "total_steps", 1),
     "compare.seeds": count("compare", "--seeds", "seeds", 1),
     "compare.seed": seed("compare"),
+    "compare.precision": (untyped("compare", "--precision half"), untyped("compare", "--precision int8")),
     "optimal_policy.env": (
         bad("optimal_policy", "--env CartPole-v1", "'CartPole-v1' cannot be enumerated"),
         bad("optimal_policy", "--env FrozenLak", "did you mean FrozenLake-misc"),
@@ -341,6 +342,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("pendulum_truncation", "--length 3", "critic_minibatches is 8, which does not divide the 12 steps"),
     ),
     "pendulum_truncation.seed": seed("pendulum_truncation"),
+    "pendulum_truncation.precision": (
+        untyped("pendulum_truncation", "--precision half"),
+        untyped("pendulum_truncation", "--precision 16"),
+    ),
     "pendulum_truncation.checkpoint_every": count("pendulum_truncation", "--checkpoint-every", "checkpoint_every", 0),
     "pendulum_truncation.hypers": (
         *hypers("pendulum_truncation", trace_decay="1.1"),
