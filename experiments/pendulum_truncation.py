@@ -78,8 +78,8 @@ def blind(agent: Agent) -> Agent:
 def made(settings: Settings) -> tuple[envs.Env, ActorCritic, Agent]:
     """Return environment, networks and agent. Raises ValueError where they do not fit together."""
     env = envs.make("Pendulum-v1", settings.num_envs)
-    actor = precision.preset(networks.policy(env.spec), settings.precision, loss_scaling=False)  # as trpo.py does
-    network = ActorCritic(actor, precision.preset(networks.state_values(env.spec), settings.precision))
+    both = networks.policy(env.spec), networks.state_values(env.spec)
+    network = ActorCritic(*(precision.preset(one, settings.precision) for one in both))
     agent = trpo.trpo(env.spec, network.actor, network.critic)
     cli.require_fitting([driver.Phase(agent, settings.total_steps)], env, settings.hypers, settings.length)
     return env, network, agent

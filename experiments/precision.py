@@ -21,7 +21,7 @@ from jaxtyping import Array, Key
 
 from purerl import cli, driver, envs, evaluate, export, folders, normalize, parts, plots, policy_cli, precision, rollout
 from purerl.actor_critic import ActorCritic
-from purerl.base import Agent, Transition, cast_hypers, require_count
+from purerl.base import Agent, Discrete, Transition, cast_hypers, require_count
 from purerl.checkpoint import Checkpoints
 from purerl.interrupts import Stopped
 from purerl.metrics import Progress
@@ -78,8 +78,6 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
             hypers,
             length=own.length,
             log_every=max(1, own.total_steps // 50),
-            eval_env=judge,
-            eval_every=own.total_steps,
             progress=progress,
             checkpoints=checkpoints,
             checkpoint_every=settings.checkpoint_every,
@@ -93,7 +91,7 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
     found = {
         "training_return": outcome.metrics["episode_return"],
         "environment_steps": outcome.metrics["environment_steps"][0],
-        "greedy_return": outcome.evaluation_returns[:, -1].mean(axis=1),
+        "greedy_return": greedy_returns(phase.agent, states, judge, hypers),
         "learning_speed": own.total_steps * own.seeds / outcome.run_seconds,
         "acting_speed": acting_speed(phase.agent, first, judge, hypers),
         "bytes": precision.size(read(first)[0].actor),
@@ -103,7 +101,8 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
         small = jax.vmap(lambda state: precision.quantise_agent(phase.agent, state)[1])(states)
         acting, one = precision.quantise_agent(phase.agent, first)
         export.save_policy(folder / POLICY, acting, small, judge, hypers, runs=own.seeds, name="ppo")
-        found |= agreement(phase.agent, states, acting, small, judge, hypers)
+        found["agreement of int8"] = agreement(phase.agent, states, acting, small, judge, hypers)
+        found["greedy_return of int8"] = greedy_returns(acting, small, judge, hypers)
         found["acting_speed of int8"] = acting_speed(acting, one, judge, hypers)
         found["bytes of int8"] = precision.size(read(one)[0].actor)
     return {name: np.asarray(value) for name, value in found.items()}
@@ -155,24 +154,29 @@ def gaps(own: ppo.Settings, agent: Agent, states: Any, env: envs.Env, hypers: An
     return jax.jit(jax.vmap(one))(states)  # all seeds together, as they learn
 
 
-def agreement(usual: Agent, states: Any, acting: Agent, small: Any, judge: envs.Env, hypers: Any) -> dict[str, Array]:
-    """Return what greedy policies do with weights of int8: how often the same as with their own, and their return.
+def greedy_returns(agent: Agent, states: Any, judge: envs.Env, hypers: Any) -> Array:
+    """Return the mean greedy return of each seed, from starts that do not depend on the precision: [seeds]."""
 
-    Both are [seeds]; the states are those that they visit with their own.
-    """
+    def one(pair):
+        key, state = pair
+        return evaluate.evaluate(key, agent, state, judge, hypers, max_steps=10_000).episode_return.mean()
+
+    seeds = len(jax.tree.leaves(states)[0])
+    keys = jax.random.split(jax.random.key(1), seeds)
+    return jax.jit(lambda pairs: jax.lax.map(one, pairs))((keys, states))
+
+
+def agreement(usual: Agent, states: Any, acting: Agent, small: Any, judge: envs.Env, hypers: Any) -> Array:
+    """Return of the states that greedy policies visit the share in which int8 takes the same action: [seeds]."""
 
     def one(pair):
         state, small = pair
-        steps = walked(jax.random.key(1), usual, state, judge, STEPS, hypers, greedy=True)
-        key = jax.random.key(2)  # of which a greedy action knows nothing
+        key = jax.random.key(2)
+        steps = walked(key, usual, state, judge, STEPS, hypers, greedy=True)
         chosen = jax.lax.map(
             lambda observation: acting.act(key, small, (), observation, hypers, greedy=True)[0], steps.observation
         )
-        played = evaluate.evaluate(key, acting, small, judge, hypers, max_steps=10_000)
-        return {
-            "agreement of int8": (chosen == steps.action).mean(),
-            "greedy_return of int8": played.episode_return.mean(),
-        }
+        return (chosen == steps.action).mean()
 
     return jax.jit(lambda pairs: jax.lax.map(one, pairs))((states, small))
 
@@ -194,6 +198,8 @@ def main(settings: Settings) -> None:
         driver.seed_keys(settings.seed, settings.seeds)  # of 32 bits
         own = settings.ppo("float32")
         env = envs.make(own.env, own.num_envs)
+        if not isinstance(env.spec.action, Discrete):
+            raise ValueError(f"env is {settings.env}; it takes one with discrete actions, to tell which are the same")
         cli.require_fitting(ppo.phases(own, env.spec), env, own.hypers, own.length)
     folder = parts.opened(settings, "precision", settings.env)
     if folder.finished:

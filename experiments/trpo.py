@@ -29,8 +29,7 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
     """Return the one phase of a run."""
 
     def agent_for(spec: Spec) -> Agent:
-        # Products with the Fisher matrix take derivatives forwards, which a loss scale would make small.
-        actor, critic, torso = policy_cli.networks_of(settings, spec, loss_scaling=False)
+        actor, critic, torso = policy_cli.networks_of(settings, spec)
         return trpo.trpo(
             spec,
             actor,

@@ -53,7 +53,7 @@ class Settings(Place):
     env: str  # name of an environment that gymnax knows
     num_envs: int = 1  # environments stepped together
     length: int = 1  # steps that each of them takes between updates
-    # What observations are kept in: bool for MinAtar's pictures; bfloat16 rounds floats to three digits.
+    # What observations are kept in: bool for MinAtar's pictures; bfloat16 rounds floats to eight bits.
     observation_dtype: ObservationDtype = None
     total_steps: int = 100_000  # environment steps per seed
     seeds: int = 1  # independent runs, compiled once

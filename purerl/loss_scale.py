@@ -35,12 +35,14 @@ def start() -> LossScale:
 
 
 def entering(tree: PyTree, scale: Float[Array, ""]) -> PyTree:
-    """Return parameters or inputs as they are, their derivatives in float32 divided by the scale."""
+    """Return parameters or inputs as they are, their derivatives divided by the scale."""
+    scale = jax.lax.stop_gradient(scale)
     return jax.tree.map(lambda leaf: _entering(leaf, scale) if _is_float(leaf) else leaf, tree)
 
 
 def leaving(tree: PyTree, scale: Float[Array, ""]) -> PyTree:
     """Return outputs as they are, their derivatives multiplied by the scale."""
+    scale = jax.lax.stop_gradient(scale)
     return jax.tree.map(lambda leaf: _leaving(leaf, scale) if _is_float(leaf) else leaf, tree)
 
 
@@ -51,7 +53,7 @@ def _entering(leaf: Array, scale: Array) -> Array:
 
 @_entering.defjvp
 def _entering_jvp(primals: Any, tangents: Any) -> Any:
-    return primals[0], tangents[0] / primals[1]
+    return primals[0], (tangents[0] / primals[1]).astype(primals[0].dtype)
 
 
 @jax.custom_jvp
@@ -61,7 +63,7 @@ def _leaving(leaf: Array, scale: Array) -> Array:
 
 @_leaving.defjvp
 def _leaving_jvp(primals: Any, tangents: Any) -> Any:
-    return primals[0], tangents[0] * primals[1]
+    return primals[0], (tangents[0] * primals[1]).astype(primals[0].dtype)
 
 
 def without(tree: PyTree) -> PyTree:
@@ -92,4 +94,4 @@ def _is_scale(node: Any) -> bool:
 
 
 def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

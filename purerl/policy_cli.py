@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -35,25 +36,20 @@ class Settings(cli.Settings):
     scale_returns: bool = False  # rewards divided by the running deviation of discounted returns
 
 
-def networks_of(settings: Settings, spec: Spec, *, loss_scaling: bool | None = None) -> Networks:
-    """Return the networks that the settings ask for; without `loss_scaling` if that is False, but for the critic."""
-    actor, critic, torso = _networks_of(settings, spec)
-    return Networks(
-        actor=precision.preset(actor, settings.precision, loss_scaling=loss_scaling),
-        critic=precision.preset(critic, settings.precision),
-        torso=torso and precision.preset(torso, settings.precision, loss_scaling=loss_scaling),
-    )
-
-
-def _networks_of(settings: Settings, spec: Spec) -> Networks:
+def networks_of(settings: Settings, spec: Spec) -> Networks:
+    """Return the networks that the settings ask for."""
     activation = getattr(nn, settings.activation)
     layers = {"hidden": settings.hidden, "activation": activation, "filters": settings.filters}
-    if not settings.shared_torso:
-        actor = networks.policy(spec, **layers, squash=settings.squash)
-        return Networks(actor, networks.state_values(spec, **layers), None)
-    torso = networks.torso(spec, **layers)
-    actor = networks.policy(torso.spec, (), squash=settings.squash)
-    return Networks(actor, networks.state_values(torso.spec, ()), torso.network)
+    torso = networks.torso(spec, **layers) if settings.shared_torso else None
+    if torso:
+        spec = torso.spec
+        layers |= {"hidden": (), "filters": ()}
+    computing = functools.partial(precision.preset, name=settings.precision)
+    return Networks(
+        actor=computing(networks.policy(spec, **layers, squash=settings.squash)),
+        critic=computing(networks.state_values(spec, **layers)),
+        torso=computing(torso.network) if torso else None,
+    )
 
 
 def normalized(settings: Settings, agent_for: Callable[[Spec], Agent], spec: Spec) -> Agent:

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from purerl import loss_scale
 from purerl.base import Agent, Network, pytree_dataclass, require_agent
-from purerl.checks import require_flag, require_kind, shown
+from purerl.checks import require_kind, shown
 
 
 class Precision(NamedTuple):
@@ -42,37 +42,42 @@ class Scaled:
     loss_scale: loss_scale.LossScale
 
 
-def with_precision(network: Network, precision: Precision, *, loss_scaling: bool | None = None) -> Network:
+def with_precision(network: Network, precision: Precision) -> Network:
     """Return a network of flax modules that computes in `precision.compute`.
 
     Parameters are `precision.param`, float32 to be learned with: what an update adds is lost on smaller ones. Every
-    layer that has not been given a dtype (`nn.Dense`, `nn.Conv`, ...) casts what it reads, its parameters included, and
-    so activations are of that dtype; purerl's last layers (`layers.outputs`) sum and return float32. What comes out is
-    cast to `precision.output`.
+    layer with a `dtype` that was not given one (`nn.Dense`, `nn.Conv`, ...) casts what it reads, its parameters
+    included, and so activations are of that dtype; purerl's last layers (`layers.outputs`) sum and return float32, and
+    so do their derivatives. What a module computes by itself of its `self.param` stays as it is. What comes out is cast
+    to `precision.output`.
 
-    float16 comes with `loss_scaling` unless that is False, as derivatives below 6e-8 are zero in it; `optimizers`
-    knows of it. (It is of no use where derivatives go forwards, as in TRPO's products: there it makes them small.)
-    Raises TypeError for what is no network or precision, and when it is applied if no module was met.
+    float16 comes with a loss scale among the parameters, as derivatives below 6e-8 are zero in it. `optimizers.descend`
+    knows of it; who descends otherwise hands `loss_scale.without(gradient)` to an optimizer, and what it made to
+    `loss_scale.adapted`.
+
+    Raises TypeError for what is no network or no precision, and when it is applied if no layer takes a dtype. A network
+    whose `apply` is jitted already may have been traced in another precision: jit what calls it instead.
     """
     require_kind("network", network, Network, wanted="a Network, such as those that purerl.networks makes")
     require_kind("precision", precision, Precision, wanted="a Precision, such as precision.bfloat16")
-    if loss_scaling is None:
-        loss_scaling = jnp.dtype(precision.compute) == jnp.float16
-    require_flag("loss_scaling", loss_scaling)
-    if precision == float32 and not loss_scaling:
+    for name, dtype in precision._asdict().items():
+        _require_floats(name, dtype)
+    if precision == float32:
         return network
+    scaled = jnp.dtype(precision.compute) == jnp.float16
 
     def init(key: Any, *inputs: PyTree) -> PyTree:
         params = _cast(network.init(key, *inputs), precision.param)
-        return Scaled(network=params, loss_scale=loss_scale.start()) if loss_scaling else params
+        return Scaled(network=params, loss_scale=loss_scale.start()) if scaled else params
 
     @jax.named_scope(SCOPE)
     def computed(params: PyTree, inputs: tuple[PyTree, ...]) -> PyTree:
         return _cast(_computed(network, precision.compute, params, inputs), precision.output)
 
     def apply(params: PyTree, *inputs: PyTree) -> PyTree:
-        if not loss_scaling:
+        if not scaled:
             return computed(params, inputs)
+        require_kind("params", params, Scaled, wanted="what the init of a network in float16 returned")
         scale = params.loss_scale.scale
         read = loss_scale.entering((params.network, inputs), scale)
         return loss_scale.leaving(computed(*read), scale)
@@ -80,23 +85,23 @@ def with_precision(network: Network, precision: Precision, *, loss_scaling: bool
     return Network(init=init, apply=apply)
 
 
-def preset(network: Network, name: Preset, *, loss_scaling: bool | None = None) -> Network:
+def preset(network: Network, name: Preset) -> Network:
     """Return a network with the precision of this name. Raises ValueError for another name, and as `with_precision`."""
     presets = {"float32": float32, "bfloat16": bfloat16, "float16": float16}
     if name not in presets:
         raise ValueError(f"name is {name!r}; it takes {', '.join(presets)}")
-    return with_precision(network, presets[name], loss_scaling=loss_scaling)
+    return with_precision(network, presets[name])
 
 
 def _computed(network: Network, dtype: Any, params: PyTree, inputs: tuple[PyTree, ...]) -> PyTree:
     """Apply a network with every layer that has no dtype of its own computing in this one."""
-    met = []
+    taken = []
 
     def computing(method: Callable[..., Any], arguments: Any, named: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        met.append(module)
-        if getattr(module, "dtype", dtype) is not None:
+        if "dtype" not in module.__dataclass_fields__ or module.dtype is not None:
             return method(*arguments, **named)
+        taken.append(module)
         object.__setattr__(module, "dtype", dtype)  # modules are frozen, and this one is bound for this call alone
         try:
             return method(*arguments, **named)
@@ -105,31 +110,49 @@ def _computed(network: Network, dtype: Any, params: PyTree, inputs: tuple[PyTree
 
     with nn.intercept_methods(computing):
         outputs = network.apply(params, *inputs)
-    if not met:
-        raise TypeError("network is made of no flax module; give it the precision in which it computes itself")
+    if not taken:
+        raise TypeError(
+            "network has no flax layer that takes a dtype; make it compute in one itself, and jit what calls it, not it"
+        )
     return outputs
+
+
+def _require_floats(name: str, dtype: Any) -> None:
+    """Raise TypeError unless a dtype is one of floats."""
+    try:
+        floats = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floats = False
+    if not floats:
+        raise TypeError(f"precision has {shown(dtype)} for {name}; it takes a dtype of floats, such as jnp.bfloat16")
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
     """Return a tree with its floats of this dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+    def cast(leaf: Any) -> Any:
+        return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
 
 
 # --- int8, to act with ----------------------------------------------------------------------------------------------
 
+_VECTORS = ("bias", "scale")  # what flax calls them, of whatever rank: layers that are stacked have one more
+
 
 @pytree_dataclass
 class Quantised:
-    """A matrix of weights in int8: values times the scale of their column, [..., columns]."""
+    """A matrix of weights in int8: values times the scale of their column."""
 
-    values: Any  # int8
-    scale: Any  # float32 [columns]
+    values: Any  # int8 [..., rows, columns]
+    scale: Any  # float32 [..., 1, columns]
 
 
 def quantise(network: Network, params: PyTree) -> tuple[Network, PyTree]:
     """Return a network whose weights are int8, and `params` as it takes them: a quarter of the bytes.
 
-        w = s_c round(w / s_c),   s_c = max |w_c| / 127 of each column c
+        w = s_c round(w / s_c),   s_c = max |w_c| / 127 of each column c, an output channel
 
     Vectors (biases, deviations) stay float32. It is to act with: it cannot learn. Raises TypeError for what is no
     network, and what are no parameters.
@@ -139,35 +162,31 @@ def quantise(network: Network, params: PyTree) -> tuple[Network, PyTree]:
         raise TypeError(f"params is {shown(params)}; it takes what the network's init returned")
 
     def init(key: Any, *inputs: PyTree) -> PyTree:
-        return jax.tree.map(_quantised, network.init(key, *inputs))
+        return _quantised(network.init(key, *inputs))
 
     def apply(params: PyTree, *inputs: PyTree) -> PyTree:
-        return network.apply(jax.tree.map(_restored, params, is_leaf=_is_quantised), *inputs)
+        return network.apply(_restored(params), *inputs)
 
-    return Network(init=init, apply=apply), jax.tree.map(_quantised, params)
+    return Network(init=init, apply=apply), _quantised(params)
 
 
 def quantise_agent(agent: Agent, state: PyTree) -> tuple[Agent, PyTree]:
-    """Return an agent that acts as `agent` with weights of int8, and its state: all that is called `params` in `state`.
+    """Return an agent that acts as `agent` with weights of int8, and its state: all in its attributes called `params`.
 
-    Whatever the agent is wrapped in, it is saved, loaded and evaluated like any other. It does not learn. Raises
-    ValueError for a state without parameters of networks, such as a table's.
+    Whatever the agent is wrapped in, it is saved, loaded and evaluated like any other. It does not learn. `state` is
+    that of one run; `jax.vmap` this over those of several. Raises ValueError for a state without parameters of
+    networks, such as a table's.
     """
     require_agent(agent)
-
-    def quantised(path: Any, leaf: Any) -> Any:
-        return _quantised(leaf) if any(getattr(key, "name", None) == "params" for key in path) else leaf
-
-    small = jax.tree_util.tree_map_with_path(quantised, state)
+    small = _quantised(state, within="params")
     if not any(map(_is_quantised, jax.tree.leaves(small, is_leaf=_is_quantised))):
         raise ValueError(f"state is {shown(state)}, in which no params are matrices; it takes that of a deep agent")
 
     def act(key, state, memory, observation, hypers, *, greedy=False):
-        state = jax.tree.map(_restored, state, is_leaf=_is_quantised)
-        return agent.act(key, state, memory, observation, hypers, greedy=greedy)
+        return agent.act(key, _restored(state), memory, observation, hypers, greedy=greedy)
 
     acting = Agent(
-        init=lambda key, hypers: jax.tree_util.tree_map_with_path(quantised, agent.init(key, hypers)),
+        init=lambda key, hypers: _quantised(agent.init(key, hypers), within="params"),
         start=agent.start,
         act=act,
         update=lambda key, state, rollout, hypers: (state, {}),
@@ -175,16 +194,27 @@ def quantise_agent(agent: Agent, state: PyTree) -> tuple[Agent, PyTree]:
     return acting, small
 
 
-def _quantised(leaf: Array) -> Any:
-    if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    most = jnp.max(jnp.abs(leaf), axis=tuple(range(leaf.ndim - 1)))
-    scale = jnp.where(most > 0.0, most / 127.0, 1.0).astype(jnp.float32)
-    return Quantised(values=jnp.round(leaf / scale).astype(jnp.int8), scale=scale)
+def _quantised(tree: PyTree, within: str | None = None) -> PyTree:
+    """Return a tree with its matrices in int8; only those in attributes of this name, if there is one."""
+
+    def quantised(path: Any, leaf: Array) -> Any:
+        named = getattr(path[-1], "key", None) if path else None
+        if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating) or named in _VECTORS:
+            return leaf
+        if within is not None and not any(getattr(key, "name", None) == within for key in path):
+            return leaf
+        most = jnp.max(jnp.abs(leaf), axis=-2, keepdims=True)
+        scale = jnp.where(most > 0.0, most / 127.0, 1.0).astype(jnp.float32)
+        return Quantised(values=jnp.round(leaf / scale).astype(jnp.int8), scale=scale)
+
+    return jax.tree_util.tree_map_with_path(quantised, tree)
 
 
-def _restored(node: Any) -> Array:
-    return node.values * node.scale if _is_quantised(node) else node
+def _restored(tree: PyTree) -> PyTree:
+    """Return a tree with its matrices in float32."""
+    return jax.tree.map(
+        lambda node: node.values * node.scale if _is_quantised(node) else node, tree, is_leaf=_is_quantised
+    )
 
 
 def _is_quantised(node: Any) -> bool:

@@ -54,22 +54,23 @@ def trpo(
     critic is then fitted to the lambda-returns by `critic_epochs` passes over the rollout, shuffled into
     `critic_minibatches`. With a `torso` both networks read its features; it belongs to the policy, and moves by the
     trust-region step alone: a critic that moved it would move the policy out of the region. Raises ValueError for
-    counts below one, for networks that do not fit the spec, and while tracing for a policy with a loss scale and for
-    rollouts that minibatches do not divide.
+    counts below one, for networks that do not fit the spec, for a policy in float16, and while tracing for rollouts
+    that minibatches do not divide.
     """
     counts = {"cg_iterations": cg_iterations, "max_backtracks": max_backtracks}
     for name, count in (counts | {"critic_epochs": critic_epochs, "critic_minibatches": critic_minibatches}).items():
         require_count(name, count)
     network = actor_critic.checked(ActorCritic(actor, critic, torso), spec, agent="trpo")
+    params = jax.eval_shape(lambda key: network.init(key, spec), jax.random.key(0))
+    if loss_scale.is_in((params.torso, params.actor)):
+        raise ValueError(
+            "actor or torso computes in float16 with a loss scale; trpo takes float32 or bfloat16 for them: of its "
+            "products with the Fisher matrix float16 loses the most"
+        )
 
     def init(key, hypers):
         require_hypers(hypers, Hypers, agent="trpo")
         params = network.init(key, spec)
-        if loss_scale.is_in((params.torso, params.actor)):
-            raise ValueError(
-                "actor or torso has a loss scale, by which derivatives taken forwards, as trpo takes them, are lost; "
-                "it takes networks made with loss_scaling=False"
-            )
         return State(params=params, optimizer=optimizers.start(params.critic), updates=jnp.int32(0))
 
     def improve(params, steps, advantage, hypers):

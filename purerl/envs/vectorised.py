@@ -59,7 +59,7 @@ def make(
 
     `observation_dtype` is what arrays are observed in, if not what the environment shows: bool for MinAtar's pictures,
     which gymnax shows as float32, takes a quarter of the memory wherever observations are kept, and a 32nd in replay,
-    which packs bool into bits; bfloat16 takes half, and rounds floats to three digits. Without `restart` an ended
+    which packs bool into bits; bfloat16 takes half, and rounds floats to eight bits. Without `restart` an ended
     episode does not start anew: what follows means nothing.
 
     Raises ValueError for an unknown name (with the near misses), a count below one, a dtype that does not hold what is
@@ -167,13 +167,13 @@ def _observed_as(dtype: np.dtype, environment: Environment, params: PyTree, type
     if isinstance(environment.observation_space(environment.default_params), spaces.Discrete):
         raise ValueError(f"observation_dtype is {dtype}, and {environment.name} is observed as an integer, no array")
 
-    # Whoever asks for floats of fewer digits knows that they are rounded.
-    tolerance = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
-
     def held(observation: PyTree) -> Array:
         def near(leaf: Array) -> Array:
             kept = leaf.astype(dtype).astype(leaf.dtype)
-            return jnp.all((kept == leaf) | (jnp.abs(1.0 * kept - leaf) <= tolerance * jnp.abs(leaf)))
+            if not all(jnp.issubdtype(kind, jnp.floating) for kind in (leaf.dtype, dtype)):
+                return jnp.all(kept == leaf)
+            # Whoever asks for floats of fewer digits knows that they are rounded.
+            return jnp.all((kept == leaf) | (jnp.abs(kept - leaf) <= float(jnp.finfo(dtype).eps) * jnp.abs(leaf)))
 
         return jnp.stack([near(leaf) for leaf in jax.tree.leaves(observation)])
 

@@ -302,6 +302,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "policy_cli.precision": (
         untyped("ppo", "--precision half"),
         untyped("trpo", "--precision float64"),
+        bad("trpo", "--precision float16", "actor or torso computes in float16", "trpo takes float32 or bfloat16"),
         bad("sweep_ppo", "--static.precision half", "static.precision has 'half'; it takes what --precision does"),
     ),
     "dqn.hypers": hypers(
@@ -344,7 +345,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "pendulum_truncation.seed": seed("pendulum_truncation"),
     "pendulum_truncation.precision": (
         untyped("pendulum_truncation", "--precision half"),
-        untyped("pendulum_truncation", "--precision 16"),
+        bad("pendulum_truncation", "--precision float16", "trpo takes float32 or bfloat16"),
     ),
     "pendulum_truncation.checkpoint_every": count("pendulum_truncation", "--checkpoint-every", "checkpoint_every", 0),
     "pendulum_truncation.hypers": (
@@ -356,6 +357,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "precision.env": (
         bad("precision", "--env CartPol-v1", "did you mean CartPole-v1"),
         bad("precision", "--env ''", "env"),
+        bad("precision", "--env Pendulum-v1", "env is Pendulum-v1; it takes one with discrete actions"),
     ),
     "precision.total_steps": count("precision", "--total-steps", "total_steps", 1),
     "precision.seeds": count("precision", "--seeds", "seeds", 2),

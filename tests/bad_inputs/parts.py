@@ -204,7 +204,19 @@ ROWS: dict[str, tuple[Row, ...]] = {
         *network_for("with_precision", lambda network: precision.with_precision(network, precision.bfloat16)),
         row("the name of a precision", lambda: precise(kind="bfloat16"), TypeError, "precision is 'bfloat16'"),
         row("a dtype for a precision", lambda: precise(kind=jnp.bfloat16), TypeError, "precision is", "a Precision"),
-        row("scaling in words", lambda: precise(loss_scaling="no"), TypeError, "loss_scaling is 'no'", "True or False"),
+        row(
+            "products of integers",
+            lambda: precise(kind=precision.bfloat16._replace(compute=jnp.int8)),
+            TypeError,
+            "precision has ",
+            "for compute; it takes a dtype of floats",
+        ),
+        row(
+            "a dtype misspelt",
+            lambda: precise(kind=precision.bfloat16._replace(param="bfloat61")),
+            TypeError,
+            "precision has 'bfloat61' for param",
+        ),
     ),
     "precision.preset": (
         *network_for("preset", lambda network: precision.preset(network, "bfloat16")),

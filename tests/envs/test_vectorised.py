@@ -337,6 +337,19 @@ def test_observations_in_bfloat16_are_rounded_and_nothing_else_is():
         envs.make(Shows(0.0, np.nan), N, observation_dtype="bfloat16")
 
 
+def test_whole_numbers_are_held_whole_or_not_at_all():
+    class Numbers(Shows):
+        def _observation(self, state):
+            return jnp.where(state.time == 0, self.first, self.later)[None]
+
+        def observation_space(self, params=None):
+            return spaces.Box(0, 1_001, (1,), jnp.int32)
+
+    assert envs.make(Numbers(0, 1_000), N, observation_dtype="bfloat16").spec.observation.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="observation_dtype is bfloat16, which does not hold all that"):
+        envs.make(Numbers(0, 1_001), N, observation_dtype="bfloat16")
+
+
 def test_each_part_of_an_observation_is_cast():
     env = envs.make(Parts(), N, observation_dtype=np.uint8)
     assert jax.tree.map(lambda space: (space.shape, space.dtype), env.spec.observation) == {
