@@ -634,7 +634,9 @@ def test_layers_that_are_stacked_have_scales_of_their_own_and_keep_their_biases(
     params = network.init(jax.random.key(0), x)
     params = jax.tree.map(lambda leaf: leaf.at[0].multiply(1e-3), params)
     acting, small = precision.quantise(network, params)
-    np.testing.assert_allclose(acting.apply(small, x), network.apply(params, x), rtol=0.05, atol=1e-5)
+    expected = network.apply(params, x)
+    error = jnp.abs(acting.apply(small, x) - expected).max(axis=1)
+    assert (error < 0.02 * jnp.abs(expected).max(axis=1)).all()
 
 
 def test_a_table_has_nothing_to_quantise():
