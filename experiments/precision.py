@@ -91,7 +91,7 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
     found = {
         "training_return": outcome.metrics["episode_return"],
         "environment_steps": outcome.metrics["environment_steps"][0],
-        "greedy_return": greedy_returns(phase.agent, states, judge, hypers),
+        "greedy_return": np.where(outcome.diverged, np.nan, greedy_returns(phase.agent, states, judge, hypers)),
         "learning_speed": own.total_steps * own.seeds / outcome.run_seconds,
         "acting_speed": acting_speed(phase.agent, first, judge, hypers),
         "bytes": precision.size(read(first)[0].actor),
@@ -102,7 +102,9 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
         acting, one = precision.quantise_agent(phase.agent, first)
         export.save_policy(folder / POLICY, acting, small, judge, hypers, runs=own.seeds, name="ppo")
         found["agreement of int8"] = agreement(phase.agent, states, acting, small, judge, hypers)
-        found["greedy_return of int8"] = greedy_returns(acting, small, judge, hypers)
+        found["greedy_return of int8"] = np.where(
+            outcome.diverged, np.nan, greedy_returns(acting, small, judge, hypers)
+        )
         found["acting_speed of int8"] = acting_speed(acting, one, judge, hypers)
         found["bytes of int8"] = precision.size(read(one)[0].actor)
     return {name: np.asarray(value) for name, value in found.items()}
