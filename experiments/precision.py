@@ -173,8 +173,8 @@ def agreement(usual: Agent, states: Any, acting: Agent, small: Any, judge: envs.
 
     def one(pair):
         state, small = pair
-        key = jax.random.key(2)
-        steps = walked(key, usual, state, judge, STEPS, hypers, greedy=True)
+        steps = walked(jax.random.key(2), usual, state, judge, STEPS, hypers, greedy=True)
+        key = jax.random.key(3)  # of which greedy actions make no use
         chosen = jax.lax.map(
             lambda observation: acting.act(key, small, (), observation, hypers, greedy=True)[0], steps.observation
         )
