@@ -127,10 +127,24 @@ def _require_actions(policy: Any, space: PyTree) -> None:
         raise ValueError(f"actor returns a {kind}; it takes a network whose actions are this environment's, {space}")
 
 
-def shuffled(key: Key[Array, ""], batch: PyTree, minibatches: int) -> PyTree:
-    """Return a batch [size, ...] in random order, cut into [minibatches, size / minibatches, ...]."""
-    order = permutation(key, len(jax.tree.leaves(batch)[0])).reshape(minibatches, -1)
-    return jax.tree.map(lambda leaf: leaf[order], batch)
+def shuffled(key: Key[Array, ""], batch: PyTree, minibatches: int, groups: int = 1) -> PyTree:
+    """Return a batch [size, ...] in random order, cut into [minibatches, size / minibatches, ...].
+
+    Each minibatch has as many of every group as of any other, which are shuffled by themselves: so those that lie on
+    other devices stay there.
+    """
+    size = len(jax.tree.leaves(batch)[0])
+    if groups == 1:
+        order = permutation(key, size).reshape(minibatches, -1)
+        return jax.tree.map(lambda leaf: leaf[order], batch)
+    keys = jax.random.split(key, groups)
+    order = jax.vmap(lambda key: permutation(key, size // groups).reshape(minibatches, -1))(keys)
+
+    def cut(leaf: Array) -> Array:
+        chosen = jax.vmap(lambda own, order: own[order], out_axes=1)(leaf.reshape(groups, -1, *leaf.shape[1:]), order)
+        return chosen.reshape(minibatches, -1, *leaf.shape[1:])
+
+    return jax.tree.map(cut, batch)
 
 
 def permutation(key: Key[Array, ""], size: int) -> Int[Array, " size"]:
@@ -147,6 +161,12 @@ def permutation(key: Key[Array, ""], size: int) -> Int[Array, " size"]:
     return jnp.asarray(jnp.sort(drawn | places) & (2**bits - 1), jnp.int32)
 
 
-def flat(rollout: PyTree) -> PyTree:
-    """Return leaves [T, N, ...] as [T N, ...]."""
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rollout)
+def flat(rollout: PyTree, groups: int = 1) -> PyTree:
+    """Return leaves [T, N, ...] as [T N, ...], group by group."""
+
+    def merged(leaf: Array) -> Array:
+        if groups > 1:
+            leaf = jnp.moveaxis(leaf.reshape(len(leaf), groups, -1, *leaf.shape[2:]), 1, 0)
+        return leaf.reshape(-1, *leaf.shape[2 + (groups > 1) :])
+
+    return jax.tree.map(merged, rollout)

@@ -93,6 +93,7 @@ class Spec(NamedTuple):
     observation: PyTree  # of Discrete | Box
     action: PyTree  # of Discrete | Box
     num_envs: int  # N: sizes whatever an agent keeps per environment
+    groups: int = 1  # of neighbouring environments, within which batches are shuffled and drawn, wherever groups lie
 
 
 def zeros(space: PyTree, leading: tuple[int, ...] = ()) -> PyTree:

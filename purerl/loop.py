@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from purerl import rollout
+from purerl import rollout, sharding
 from purerl.base import Agent, cast_hypers, pytree_dataclass, require_agent, require_key, require_state
 from purerl.checks import require_count, require_kind
 
@@ -51,6 +51,7 @@ def begin(
     *,
     env_params: PyTree = None,
     episode_table: int = 0,
+    layout: sharding.Layout | None = None,
 ) -> Run:
     """Return a run before its first iteration; `episode_table` asks for a record of that many single episodes.
 
@@ -68,13 +69,14 @@ def begin(
             episode_length=jnp.zeros(episode_table, jnp.int32),
             count=jnp.int32(0),
         )
-    return Run(
+    run = Run(
         key=run_key,
         iteration=jnp.int32(0),
         agent=agent.init(init_key, hypers),
         episodes=rollout.start(env_key, agent, env, rollout.cast_params(env, env_params)),
         table=table,
     )
+    return sharding.placed(layout, run)
 
 
 def advance(
@@ -87,6 +89,7 @@ def advance(
     length: int = 1,
     rows: int = 1,
     env_params: PyTree = None,
+    layout: sharding.Layout | None = None,
 ) -> tuple[Run, dict[str, Float[Array, " rows"]]]:
     """Continue a run by `iterations` of acting `length` steps and learning once.
 
@@ -121,7 +124,9 @@ def advance(
 
     def iterate(run, keys):
         step_keys, update_key = keys
-        episodes, experience, totals = rollout.unroll(step_keys, agent, run.agent, env, params, run.episodes, hypers)
+        run = sharding.placed(layout, run)
+        acting = sharding.whole(layout, run.agent)
+        episodes, experience, totals = rollout.unroll(step_keys, agent, acting, env, params, run.episodes, hypers)
         state = agent.observe(run.agent, experience, hypers)
         state, metrics = agent.update(update_key, state, experience, hypers)
         ended = experience.steps.terminated | experience.steps.truncated

@@ -96,6 +96,9 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
             f"capacity is {capacity}, that is {capacity // spec.num_envs} observations per environment; sequences of "
             f"length {length} take at least {2 * length + 1}"
         )
+    if spec.groups > 1:
+        one = spec._replace(num_envs=spec.num_envs // spec.groups, groups=1)
+        return _grouped(uniform(one, capacity // spec.groups, length=length), spec.groups)
     num_envs, ring = spec.num_envs, capacity // spec.num_envs
     environments = jnp.arange(num_envs)
 
@@ -185,6 +188,26 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
         return Rollout(steps=steps, memory=()), ends[-1] > 0
 
     return Replay(init=init, add=add, sample=sample, length=length)
+
+
+def _grouped(replay: Replay, groups: int) -> Replay:
+    """Return so many buffers side by side, each of its own environments: of each come as many samples."""
+
+    def init() -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), replay.init())
+
+    def add(buffer: PyTree, rollout: Rollout) -> PyTree:
+        apart = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), groups, -1, *leaf.shape[2:]), rollout)
+        return jax.vmap(replay.add, (0, 1))(buffer, apart)
+
+    def sample(key: Key[Array, ""], buffer: PyTree, batch_size: int) -> tuple[Rollout, Bool[Array, ""]]:
+        keys = jax.random.split(key, groups)
+        found, full = jax.vmap(lambda key, buffer: replay.sample(key, buffer, batch_size // groups), out_axes=(1, 0))(
+            keys, buffer
+        )
+        return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, *leaf.shape[3:]), found), jnp.all(full)
+
+    return Replay(init=init, add=add, sample=sample, length=replay.length)
 
 
 def _is_packed(space: Discrete | Box) -> bool:

@@ -102,7 +102,7 @@ def ppo(
             advantage=advantage,
             target=advantage + value,
         )
-        return actor_critic.flat(batch)
+        return actor_critic.flat(batch, spec.groups)
 
     def loss(params, batch, hypers):
         policy, value = network.both(params, batch.observation)
@@ -142,7 +142,8 @@ def ppo(
         def one_epoch(carry):
             epoch, learner, _ = carry
             order_key = jax.random.fold_in(key, epoch)
-            learner, metrics = jax.lax.scan(descend, learner, actor_critic.shuffled(order_key, batch, minibatches))
+            order = actor_critic.shuffled(order_key, batch, minibatches, spec.groups)
+            learner, metrics = jax.lax.scan(descend, learner, order)
             return epoch + 1, learner, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
 
         nothing = {name: jnp.float32(0.0) for name in ("surrogate", "value_loss", "entropy", "kl", "clipped")}

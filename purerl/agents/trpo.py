@@ -75,7 +75,7 @@ def trpo(
 
     def improve(params, steps, advantage, hypers):
         """Return the torso and actor after a trust-region step, and what came of it."""
-        observation, action = actor_critic.flat((steps.observation, steps.action))
+        observation, action = actor_critic.flat((steps.observation, steps.action), spec.groups)
         advantage = returns.standardized(advantage)
 
         def policy_of(parts):
@@ -117,7 +117,7 @@ def trpo(
             return optimizers.descend(params, gradient, optimizer, hypers, state.updates), error
 
         def one_pass(carry, key):
-            carry, errors = jax.lax.scan(descend, carry, actor_critic.shuffled(key, batch, critic_minibatches))
+            carry, errors = jax.lax.scan(descend, carry, actor_critic.shuffled(key, batch, critic_minibatches, spec.groups))
             return carry, jnp.mean(errors)
 
         carry, errors = jax.lax.scan(
@@ -134,8 +134,9 @@ def trpo(
                 "rollout"
             )
         advantage, value = network.advantages(params, steps, hypers.discount, hypers.trace_decay)
-        (torso, actor), info, entropy = improve(params, steps, advantage.reshape(-1), hypers)
-        batch = network.features(torso, actor_critic.flat(steps.observation)), (advantage + value).reshape(-1)
+        advantage, target, observation = actor_critic.flat((advantage, advantage + value, steps.observation), spec.groups)
+        (torso, actor), info, entropy = improve(params, steps, advantage, hypers)
+        batch = network.features(torso, observation), target
         critic_params, optimizer, value_loss = fit(key, state, batch, hypers)
         params = Params(torso=torso, actor=actor, critic=critic_params)
         state = State(params=params, optimizer=optimizer, updates=state.updates + 1)

@@ -53,7 +53,13 @@ def names() -> list[str]:
 
 
 def make(
-    env: str | Environment, num_envs: int, *, observation_dtype: Any = None, restart: bool = True, **kwargs: Any
+    env: str | Environment,
+    num_envs: int,
+    *,
+    observation_dtype: Any = None,
+    restart: bool = True,
+    groups: int = 1,
+    **kwargs: Any,
 ) -> Env:
     """Return `num_envs` copies of an environment, by gymnax's name (with its constructor's `kwargs`) or as an object.
 
@@ -85,6 +91,7 @@ def make(
         observation=_observation_space(environment.observation_space(environment.default_params), types),
         action=action,
         num_envs=int(num_envs),
+        groups=int(groups),
     )
     return Env(
         reset=reset,
