@@ -72,12 +72,17 @@ class ActorCritic(NamedTuple):
         return self.actor.apply(params.actor, features), self.critic.apply(params.critic, features)
 
     def advantages(
-        self, params: Params, steps: Transition, discount: Float[Array, ""], trace_decay: Float[Array, ""]
+        self,
+        params: Params,
+        steps: Transition,
+        discount: Float[Array, ""],
+        trace_decay: Float[Array, ""],
+        groups: int = 1,
     ) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
         """Return generalised advantage estimates of a rollout [T, N], and V(observation)."""
         # One pass of the critic over both: where a clock ended the episode only next_observation tells what followed.
         both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), steps.observation, steps.next_observation)
-        value, next_value = jnp.split(self.value(params, both), 2)
+        value, next_value = jnp.split(by_rows(lambda rows: self.value(params, rows), both, groups), 2)
         advantage = returns.gae(
             steps.reward, steps.terminated, steps.truncated, value, next_value, discount, trace_decay
         )
@@ -159,6 +164,22 @@ def permutation(key: Key[Array, ""], size: int) -> Int[Array, " size"]:
     places = jnp.arange(size, dtype=jnp.uint32)
     drawn = jax.random.bits(key, (size,), jnp.uint32) >> bits << bits
     return jnp.asarray(jnp.sort(drawn | places) & (2**bits - 1), jnp.int32)
+
+
+def by_rows(apply: Callable[[PyTree], PyTree], rollout: PyTree, groups: int) -> PyTree:
+    """Return what a network makes of leaves [T, N, ...], as [T, N, ...].
+
+    Of groups it reads them one after another, for which none needs to leave its device; networks merge T and N.
+    """
+    if groups == 1:
+        return apply(rollout)
+    length, num_envs = jax.tree.leaves(rollout)[0].shape[:2]
+
+    def apart(leaf: Array) -> Array:
+        leaf = leaf.reshape(groups, length, num_envs // groups, *leaf.shape[1:])
+        return jnp.moveaxis(leaf, 0, 1).reshape(length, num_envs, *leaf.shape[3:])
+
+    return jax.tree.map(apart, apply(flat(rollout, groups)))
 
 
 def flat(rollout: PyTree, groups: int = 1) -> PyTree:

@@ -1,7 +1,7 @@
 """Where the parts of a run lie on a mesh of devices: environments over `data`, wide layers over `model`.
 
-Nothing else of an algorithm or the loop changes: rules from a leaf's path to a PartitionSpec say how a run is split, and
-the compiler does the rest (Xu et al. 2021).
+Nothing of an algorithm changes: rules from a leaf's path to a PartitionSpec say how a run is split, and the compiler
+does the rest (Xu et al. 2021).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from purerl.checks import require_count, require_kind, shown
+from purerl.checks import require_count, require_kind
 
 DATA, MODEL = "data", "model"
 
 # Layers in pairs (Shoeybi et al. 2019): the first by its columns, so that its activations are split, the second by its
-# rows, so that one sum over `model` makes their outputs whole. Of what `networks` makes, torsos are split and heads not.
+# rows, so that one sum over `model` makes their outputs whole. Of what `networks` makes, torsos are split, heads not.
 _TORSO = r"(Torso_0|layers_0|torso/params)/MLP_0/"
 RULES: tuple[tuple[str, P], ...] = (
     (_TORSO + r"Dense_\d*[02468]/kernel$", P(None, MODEL)),
@@ -53,9 +53,7 @@ def mesh(*, data: int = 1, model: int = 1) -> Mesh:
     if data * model > len(devices):
         raise ValueError(f"data is {data} and model is {model}; there are {len(devices)} devices")
     # Of axes that are explicit, which is jax's default, gymnax and flax know nothing.
-    return jax.make_mesh(
-        (data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * model]
-    )
+    return jax.make_mesh((data, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * model])
 
 
 def path_of(path: Any) -> str:
@@ -70,7 +68,7 @@ def spec_of(layout: Layout, path: str, shape: Sequence[int]) -> P:
             continue
         if len(spec) > len(shape):
             raise ValueError(f"{path} has shape {tuple(shape)}, and the rule {pattern!r} splits it by {spec}")
-        for size, axis in zip(shape, spec):
+        for size, axis in zip(shape, spec, strict=False):
             parts = int(np.prod([layout.mesh.shape[name] for name in _names(axis)]))
             if size % parts:
                 raise ValueError(

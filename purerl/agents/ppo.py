@@ -93,11 +93,12 @@ def ppo(
         )
 
     def batch_of(params, steps, hypers):
-        advantage, value = network.advantages(params, steps, hypers.discount, hypers.trace_decay)
+        advantage, value = network.advantages(params, steps, hypers.discount, hypers.trace_decay, spec.groups)
+        policy = actor_critic.by_rows(lambda rows: network.policy(params, rows), steps.observation, spec.groups)
         batch = Batch(
             observation=steps.observation,
             action=steps.action,
-            log_prob=network.policy(params, steps.observation).log_prob(steps.action),
+            log_prob=policy.log_prob(steps.action),
             value=value,
             advantage=advantage,
             target=advantage + value,

@@ -117,7 +117,8 @@ def trpo(
             return optimizers.descend(params, gradient, optimizer, hypers, state.updates), error
 
         def one_pass(carry, key):
-            carry, errors = jax.lax.scan(descend, carry, actor_critic.shuffled(key, batch, critic_minibatches, spec.groups))
+            order = actor_critic.shuffled(key, batch, critic_minibatches, spec.groups)
+            carry, errors = jax.lax.scan(descend, carry, order)
             return carry, jnp.mean(errors)
 
         carry, errors = jax.lax.scan(
@@ -133,8 +134,9 @@ def trpo(
                 f"critic_minibatches is {critic_minibatches}, which does not divide the {steps.reward.size} steps of a "
                 "rollout"
             )
-        advantage, value = network.advantages(params, steps, hypers.discount, hypers.trace_decay)
-        advantage, target, observation = actor_critic.flat((advantage, advantage + value, steps.observation), spec.groups)
+        advantage, value = network.advantages(params, steps, hypers.discount, hypers.trace_decay, spec.groups)
+        learned = advantage, advantage + value, steps.observation
+        advantage, target, observation = actor_critic.flat(learned, spec.groups)
         (torso, actor), info, entropy = improve(params, steps, advantage, hypers)
         batch = network.features(torso, observation), target
         critic_params, optimizer, value_loss = fit(key, state, batch, hypers)

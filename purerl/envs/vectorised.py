@@ -80,7 +80,7 @@ def make(
     if observation_dtype is not None:
         types.observation = _observed_as(_dtype(observation_dtype), environment, params, types)
     if type(environment).step is Environment.step:
-        reset, step = _own_auto_reset(environment, num_envs, types, restart)
+        reset, step = _own_auto_reset(environment, num_envs, types, restart, groups)
     elif restart:
         reset, step = _gymnax_auto_reset(environment, num_envs, types)
     else:
@@ -208,7 +208,9 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _own_auto_reset(environment: Environment, num_envs: int, types: _Types, restart: bool) -> tuple[ResetFn, StepFn]:
+def _own_auto_reset(
+    environment: Environment, num_envs: int, types: _Types, restart: bool, groups: int
+) -> tuple[ResetFn, StepFn]:
     """Vectorise an environment whose episodes start anew the ordinary way.
 
     gymnax computes a reset at every step. Here it is computed only in steps in which some episode ended: starts keep
@@ -235,11 +237,14 @@ def _own_auto_reset(environment: Environment, num_envs: int, types: _Types, rest
         ended = terminated | truncated
         # Split once more in there, and not beside the steps' keys: where no episode ends that is spared, too.
         again = jax.random.clone(key)
-        observation, state = jax.lax.cond(
-            jnp.any(ended),
-            lambda: where(ended, reset(jax.random.split(again)[1], params), (next_observation, state)),
-            lambda: (next_observation, state),
-        )
+
+        def anew() -> tuple[PyTree, PyTree]:
+            return where(ended, reset(jax.random.split(again)[1], params), (next_observation, state))
+
+        if groups > 1:  # which may lie on other devices, that would have to hear at every step whether any ended
+            observation, state = anew()
+        else:
+            observation, state = jax.lax.cond(jnp.any(ended), anew, lambda: (next_observation, state))
         return observation, state, reward, terminated, truncated, next_observation
 
     return reset, step
