@@ -186,7 +186,8 @@ def _require_alike(name: str, tree: PyTree, params: PyTree) -> None:
 
 
 def _dot(one: PyTree, other: PyTree) -> Float[Array, ""]:
-    products = jax.tree.map(lambda a, b: jnp.vdot(a, b, precision="highest"), one, other)
+    # Not vdot, which makes vectors of them first: parts that lie on several devices would have to be gathered.
+    products = jax.tree.map(lambda a, b: jnp.tensordot(a, b, jnp.ndim(a), precision="highest"), one, other)
     return jnp.asarray(sum(jax.tree.leaves(products)))
 
 
