@@ -57,6 +57,7 @@ def main(settings: Settings) -> results.Result:
             length=settings.length,
             judge=task.judge if task.settings.eval_every else None,
             max_steps=task.settings.eval_max_steps,
+            layout=cli.layout_of(settings),
         )
         spreading = cli.spread_of(settings, settings.members)
         shapes = points.listed(task.hypers, **{name: [0.0] * settings.members for name in bounds})

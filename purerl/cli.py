@@ -11,16 +11,17 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import jax
 import numpy as np
 import tyro
 
-from purerl import spread
+from purerl import distributed, sharding, spread
 
 with contextlib.suppress(RuntimeError):  # whoever imports this in the midst of something has decided already
     spread.use_all_cores()  # before gymnax is imported, and starts jax
+distributed.start()
 
 from purerl import checks, driver, envs, folders, loop, optimizers, results
 from purerl.base import cast_hypers
@@ -65,6 +66,9 @@ class Settings(Place):
     stop_at_return: float | None = None  # end early once the mean over seeds of the latest evaluation reaches this
     devices: int | None = None  # over which runs are spread; all there are if not given
     together: int | None = None  # runs that go together on a device; 1 on a CPU if not given, as many as fit elsewhere
+    mesh: str | None = None  # devices over which each run is split, as data=4,model=2; each has one if not given
+    # Of environments, within which batches are drawn: results depend on it, and not on the mesh; its data if not given.
+    groups: int | None = None
     memory: float | None = None  # GiB that runs may take; what is free if not given
     checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
     debug_nans: bool = False  # end at the operation that makes the first NaN, and name it; slow
@@ -90,6 +94,13 @@ class Settings(Place):
             bits = 31 if name in ("num_envs", "length", "eval_episodes", "eval_max_steps") else 32
             if not isinstance(value, int) or not at_least <= value < 2**bits:
                 raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**{bits} - 1")
+        sizes = {} if self.mesh is None else sharding.sizes_of(self.mesh)
+        groups = self.groups or sizes.get(sharding.DATA, 1)
+        if self.groups is not None:
+            checks.require_count("groups", self.groups)
+        if self.num_envs % groups:
+            given = f"groups is {groups}" if self.groups else f"mesh is {self.mesh}"
+            raise ValueError(f"num_envs is {self.num_envs} and {given}; it takes a multiple of {groups}")
         if self.memory is not None and not 0 < self.memory < np.inf:
             raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
         if self.stop_at_return is not None and not np.isfinite(self.stop_at_return):
@@ -121,19 +132,28 @@ def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> No
     Programs are kept compiled in ~/.cache/purerl (or where JAX_COMPILATION_CACHE_DIR says), for the next time.
     """
     _keep_programs()
+    if not distributed.is_first():
+        sys.stdout = Path(os.devnull).open("w")  # of several processes one speaks
     try:
         main(parse(settings))
     except (BadInput, results.Damaged, MemoryError) as error:
-        print(f"error: {str(error) or 'there is not enough memory'}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(2, f"error: {str(error) or 'there is not enough memory'}")
     except (Failed, FloatingPointError, OSError, sqlite3.Error) as error:  # of files: full disks, missing rights
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _end(1, f"error: {error}")
     except Stopped as stop:
         print(f"{stop}; go on with\n  {_again(stop.directory)}")
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        raise SystemExit(130) from None
+        _end(130, "stopped by Ctrl-C")
+
+
+def _end(status: int, message: str) -> NoReturn:
+    """End with a message; of several processes also the others, which may not know why."""
+    if distributed.alone():
+        print(message, file=sys.stderr)
+        raise SystemExit(status)
+    own = "" if distributed.is_first() else f"process {jax.process_index()}: "
+    print(f"{own}{message}", file=sys.stderr)
+    distributed.leave(status)
 
 
 def _again(directory: Path) -> str:
@@ -212,7 +232,37 @@ def require_sensible(hypers: Any) -> None:
 
 def spread_of(settings: Settings, runs: int) -> spread.Spread:
     """Return how to spread so many runs: as the settings say, and otherwise as suits the devices."""
-    return spread.choose(runs, devices=1 if settings.debug_nans else settings.devices, together=settings.together)
+    if settings.mesh is None:
+        return spread.choose(runs, devices=1 if settings.debug_nans else settings.devices, together=settings.together)
+    if settings.debug_nans:
+        raise ValueError(f"debug_nans is True and mesh is {settings.mesh}; it looks for them on one device")
+    return spread.choose(runs, devices=settings.devices, together=settings.together, layout=layout_of(settings))
+
+
+def layout_of(settings: Settings) -> sharding.Layout | None:
+    """Return how each run is split over devices, as the settings say: None if it has one."""
+    if settings.mesh is None:
+        return None
+    return sharding.layout(sharding.mesh(**sharding.sizes_of(settings.mesh)))
+
+
+def groups_of(settings: Settings) -> int:
+    """Return how many groups of environments there are: as the settings say, or as many as lie apart."""
+    if settings.groups is not None or settings.mesh is None:
+        return settings.groups or 1
+    return sharding.sizes_of(settings.mesh).get(sharding.DATA, 1)
+
+
+def environments(settings: Settings) -> envs.Env:
+    """Return the environments to learn in that the settings ask for."""
+    dtype = settings.observation_dtype
+    return envs.make(settings.env, settings.num_envs, observation_dtype=dtype, groups=groups_of(settings))
+
+
+def require_one_process(why: str) -> None:
+    """Raise a ValueError if there are several, and say why what is asked for takes one."""
+    if not distributed.alone():
+        raise ValueError(f"there are {jax.process_count()} processes; {why}")
 
 
 def memory_of(settings: Settings) -> int | None:
@@ -220,11 +270,19 @@ def memory_of(settings: Settings) -> int | None:
     return None if settings.memory is None else int(settings.memory * 2**30)
 
 
-def require_fitting(plan: Sequence[driver.Phase], env: envs.Env, hypers: Any, length: int) -> None:
+def require_fitting(
+    plan: Sequence[driver.Phase],
+    env: envs.Env,
+    hypers: Any,
+    length: int,
+    layout: sharding.Layout | None = None,
+) -> None:
     """Let every agent see, in shapes alone, what it will be handed: a ValueError for what does not suit it."""
     for phase in plan:
         jax.eval_shape(
-            lambda key, agent=phase.agent: loop.train(key, agent, env, hypers, iterations=1, length=length),
+            lambda key, agent=phase.agent: loop.train(
+                key, agent, env, hypers, iterations=1, length=length, layout=layout
+            ),
             jax.random.key(0),
         )
 
@@ -238,6 +296,7 @@ def effective(settings: SettingsT, env_params: Any, total: int) -> SettingsT:
         raise ValueError(f"env_params.max_steps_in_episode is {limit}; an episode takes at least 1 step")
     return dataclasses.replace(
         settings,
+        groups=groups_of(settings),
         eval_every=eval_every,
         log_every=min(log_every, eval_every or log_every),
         eval_max_steps=min(settings.eval_max_steps, limit),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from purerl import evaluate, guards, loop, rollout
+from purerl import distributed, evaluate, guards, loop, rollout
 from purerl import spread as spreading
 from purerl.base import Agent, cast_hypers, require_agent, require_env, require_keys
 from purerl.checkpoint import Checkpoints
@@ -83,7 +83,8 @@ def drive(
 ) -> Outcome:
     """Train one run per key with one compilation, in chunks of about `log_every` steps: a row of metrics for each.
 
-    Runs are spread over the devices as `spread` says, by default as suits them (`spread.choose`).
+    Runs are spread over the devices as `spread` says, by default as suits them (`spread.choose`); with a layout in it
+    each run is split over a mesh, which may be of several processes: those then call this together, with the same.
     Every `eval_every` steps, and at the end, the greedy policy plays one episode in each environment of `eval_env`.
     `stop_at_return` ends all runs once the mean over them of the latest evaluation (without evaluations: of the latest
     chunk's episodes) has reached it; so do Ctrl-C and SIGTERM, and so does the loss of all: a metric of the agent's
@@ -106,6 +107,7 @@ def drive(
     _require_phases(keys, phases)
     _require_counts(length=length, log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
     _require_kinds(eval_env, stop_at_return, memory, spread, checkpoints)
+    _require_spread(spread, len(keys), debug_nans=debug_nans)
     hypers, params = cast_hypers(hypers), rollout.cast_params(env, env_params)
     per_iteration = length * env.spec.num_envs
     chunks = list(_chunks(phases, per_iteration, max(1, round(log_every / per_iteration))))
@@ -121,30 +123,34 @@ def drive(
         about |= {"eval_every": eval_every, "eval_max_steps": eval_max_steps, "stop_at_return": stop_at_return}
         about |= {"env": env.name, "agents": [getattr(phase.agent.act, "__qualname__", "") for phase in phases]}
         about |= {"eval_episodes": episodes}
-        given = {"keys": keys, "hypers": hypers, "env_params": params}
+        given = spreading.replicate(spread, {"keys": keys, "hypers": hypers, "env_params": params})
         store = Store(checkpoints, given, about, every=checkpoint_every)
     shared = spreading.replicate(spread, (hypers, params))
-    pairs = spreading.place(spread, spreading.padded(spread, jax.vmap(jax.random.split)(keys)))
+    pairs = spreading.padded(spread, jax.vmap(jax.random.split)(keys))
+    begin_keys, judge_keys = spreading.place(spread, (pairs[:, 0], pairs[:, 1]))
     begin = _begin(phases[0].agent, env, spread)
-    shapes = jax.eval_shape(begin, pairs[:, 0], *shared)
+    shapes = jax.eval_shape(begin, begin_keys, *shared)
     spreading.require_room(shapes, spread, memory)
+    places = spreading.of_runs(spread, shapes)
     history = History(len(keys), judged=judged, progress=progress)
-    found = store.latest(_like(shapes, len(keys), spread), history) if store else None
+    found = store.latest(_like(shapes, len(keys), places), history) if store else None
     if found:
-        runs = spreading.place(spread, spreading.padded(spread, found.runs))
+        runs = jax.device_put(spreading.padded(spread, found.runs), places)
         found = found._replace(runs=())  # of what they keep there is to be one copy
     else:
-        runs = begin(pairs[:, 0], *shared)
+        runs = jax.jit(begin, out_shardings=places)(begin_keys, *shared)  # born where they are to be
     advances = {
-        (number, iterations): _advance(phases[number].agent, env, iterations, length, spread, debug_nans=debug_nans)
+        (number, iterations): _advance(
+            phases[number].agent, env, iterations, length, spread, places, debug_nans=debug_nans
+        )
         for number, iterations in dict.fromkeys(chunks)
     }
     judge = _judge(phases[-1].agent, eval_env, eval_max_steps, spread) if eval_env is not None else None
-    programs = _compiled(advances, judge, runs, pairs[:, 1], shared, spread)
+    programs = _compiled(advances, judge, runs, judge_keys, shared, spread)
     compile_seconds = time.perf_counter() - began + (found.compile_seconds if found else 0.0)
 
     def evaluated(number: int) -> Any:
-        return programs["judge"]((pairs[:, 1], runs.agent), _number(spread, number), *shared)
+        return programs["judge"]((judge_keys, runs.agent), _number(spread, number), *shared)
 
     history.start()
     unread: tuple[int, Any, Any] | None = None  # what was dispatched last and is not read yet: one chunk
@@ -152,13 +158,15 @@ def drive(
     interrupted = False
     with Interrupt() as interrupt:
         while done < len(chunks):
+            ahead = steps + chunks[done][1] * per_iteration
+            heard = distributed.all_hear(lambda: interrupt.asked, lambda ahead=ahead: bool(store and store.due(ahead)))
             # The runs are donated to their successors, so nothing is copied.
             advanced = programs[chunks[done]](runs, *shared)
             if debug_nans:
                 error, advanced = advanced
                 guards.require_none(error)
             runs, metrics = advanced
-            steps += chunks[done][1] * per_iteration
+            steps = ahead
             done += 1
             verdict = None
             if judged and steps // eval_every > last_evaluated // eval_every:
@@ -170,8 +178,9 @@ def drive(
             enough = stop_at_return is not None and history.latest is not None and history.latest >= stop_at_return
             if enough or history.all_lost:
                 break
-            interrupted = interrupt.asked and done < len(chunks)
-            if store and (interrupted or store.due(steps)):
+            asked, due = heard()
+            interrupted = asked and done < len(chunks)
+            if store and (interrupted or due):
                 history.read(*unread)
                 unread = None
                 if history.all_lost:
@@ -183,7 +192,8 @@ def drive(
                 break
         if unread:
             history.read(*unread)
-        if store and not interrupted and not history.all_lost and store.due_at_end():
+        (due,) = distributed.all_hear(lambda: bool(store and store.due_at_end()))()
+        if store and not interrupted and not history.all_lost and due:
             store.save(_kept(runs, len(keys)), history, len(chunks), steps, last_evaluated, compile_seconds)
         if eval_env is not None and last_evaluated != steps and not (store and interrupted):
             history.read(steps, None, evaluated(-1))  # a number that no other evaluation has
@@ -229,6 +239,15 @@ def _require_kinds(eval_env: Any, stop_at_return: Any, memory: Any, spread: Any,
     require_kind("checkpoints", checkpoints, Checkpoints | None, wanted="Checkpoints(directory)")
 
 
+def _require_spread(spread: Spread | None, runs: int, *, debug_nans: bool) -> None:
+    if spread is None or spread.layout is None:
+        return
+    if debug_nans:
+        raise ValueError("debug_nans is True, and spread has a layout; it looks for them on one device")
+    if runs % spread.shares:
+        raise ValueError(f"keys are {runs}, and the mesh has run {spread.shares}; it takes a multiple of that")
+
+
 def _compiled(
     advances: dict[Any, Any], judge: Any, runs: PyTree, eval_keys: Any, shared: tuple[PyTree, PyTree], spread: Spread
 ) -> dict[Any, Any]:
@@ -247,23 +266,23 @@ def _kept(runs: PyTree, count: int) -> PyTree:
     """
 
     def cut(leaf: Any) -> Any:
-        if len(leaf) == count or _are_keys(leaf):
-            return leaf[:count]
-        return np.asarray(leaf)[:count]
+        if len(leaf) == count:
+            return leaf
+        return leaf[:count] if _are_keys(leaf) else np.asarray(leaf)[:count]
 
     return jax.tree.map(cut, runs)
 
 
-def _like(runs: PyTree, count: int, spread: Spread) -> PyTree:
+def _like(runs: PyTree, count: int, places: PyTree) -> PyTree:
     """Return like what `_kept` returned they are to be restored: each device's share there, if the shares are equal."""
 
-    def like(leaf: Any) -> Any:
+    def like(leaf: Any, place: Any) -> Any:
         shape = (count, *leaf.shape[1:])
         if leaf.shape[0] == count:
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=spreading.shares(spread))
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
         return jax.ShapeDtypeStruct(shape, leaf.dtype) if _are_keys(leaf) else np.empty(shape, leaf.dtype)
 
-    return jax.tree.map(like, runs)
+    return jax.tree.map(like, runs, places)
 
 
 def _are_keys(leaf: Any) -> bool:
@@ -281,14 +300,18 @@ def _begin(agent: Agent, env: Any, spread: Spread) -> Callable[..., PyTree]:
     """Begin the runs one after another: a batched initialiser may call LAPACK, and two such calls can wait for ever."""
 
     def begin(key, hypers, params):
-        return loop.begin(key, agent, env, hypers, env_params=params)
+        return loop.begin(key, agent, env, hypers, env_params=params, layout=spread.layout)
 
-    return jax.jit(spreading.over_runs(begin, spread._replace(together=1)))
+    return spreading.over_runs(begin, spread._replace(together=1))
 
 
-def _advance(agent: Agent, env: Any, iterations: int, length: int, spread: Spread, *, debug_nans: bool = False) -> Any:
+def _advance(
+    agent: Agent, env: Any, iterations: int, length: int, spread: Spread, places: PyTree, *, debug_nans: bool = False
+) -> Any:
     def advance(run, hypers, params):
-        run, metrics = loop.advance(run, agent, env, hypers, iterations=iterations, length=length, env_params=params)
+        run, metrics = loop.advance(
+            run, agent, env, hypers, iterations=iterations, length=length, env_params=params, layout=spread.layout
+        )
         lost = guards.has_nan(jax.tree.map(lambda leaf: leaf[None], run.agent))
         return run, metrics | {"lost": lost}
 
@@ -296,20 +319,28 @@ def _advance(agent: Agent, env: Any, iterations: int, length: int, spread: Sprea
         return jax.lax.map(lambda run: advance(run, hypers, params), runs)
 
     def every(runs, hypers, params):
-        devices = len(spread.devices)
-        counts = jnp.full(devices, len(runs.key) // devices)
+        counts = jnp.full(spread.shares, len(runs.key) // spread.shares)
         return spreading.in_place(advance, spread)(counts, runs, hypers, params)
 
-    return jax.jit(guards.nan_checked(one_by_one) if debug_nans else every, donate_argnums=0)
+    if debug_nans:
+        return jax.jit(guards.nan_checked(one_by_one), donate_argnums=0)
+    return jax.jit(every, donate_argnums=0, out_shardings=(places, _read_at(spread)))
+
+
+def _read_at(spread: Spread) -> Any:
+    """Return where what is to be read lies: of runs that are split in every process, and otherwise where it was made."""
+    return spreading.in_shares(spread) if spread.layout is None else spreading.on_all(spread)
 
 
 def _judge(agent: Agent, env: Any, max_steps: int, spread: Spread) -> Any:
     def judge(key_and_state, number, hypers, params):
         key, state = key_and_state
         key = jax.random.fold_in(key, number)
-        return evaluate.evaluate(key, agent, state, env, hypers, max_steps=max_steps, env_params=params)
+        return evaluate.evaluate(
+            key, agent, state, env, hypers, max_steps=max_steps, env_params=params, layout=spread.layout
+        )
 
-    return jax.jit(spreading.over_runs(judge, spread))
+    return jax.jit(spreading.over_runs(judge, spread), out_shardings=_read_at(spread))
 
 
 def _number(spread: Spread, number: int) -> Array:

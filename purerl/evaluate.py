@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from purerl import rollout
+from purerl import rollout, sharding
 from purerl.base import Agent, cast_hypers, pytree_dataclass, require_agent, require_key, require_state
 from purerl.checks import require_count
 
@@ -31,10 +31,12 @@ def evaluate(
     *,
     max_steps: int,
     env_params: PyTree = None,
+    layout: sharding.Layout | None = None,
 ) -> Evaluation:
     """Act one episode in each environment of `env`, at most `max_steps` steps, and stop as soon as all have ended.
 
     It has its own key and its own environments, and leaves the run that it looks at as it is. Pure; to jit and vmap.
+    Of a run that is split by a `layout` every device plays all episodes, which none has to wait for.
     Raises ValueError for a cap below one and for the state of another agent, TypeError for a key of the old kind.
     """
     require_key("key", key)
@@ -43,6 +45,7 @@ def evaluate(
     hypers = cast_hypers(hypers)
     require_state(agent, state, hypers)
     params = rollout.cast_params(env, env_params)
+    state = sharding.acting(layout, state)
     start_key, step_key = jax.random.split(key)
     counted = env.spec.num_envs
 
@@ -69,5 +72,5 @@ def evaluate(
         episode_length=jnp.zeros(counted, jnp.int32),
         finished=jnp.zeros(counted, bool),
     )
-    episodes = rollout.start(start_key, agent, env, params)
+    episodes = sharding.everywhere(layout, rollout.start(start_key, agent, env, params))
     return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), episodes, nothing))[2]

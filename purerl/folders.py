@@ -12,7 +12,7 @@ from purerl import archive, checkpoint, results
 CHECKPOINTS = "checkpoints"  # of runs that are under way ...
 PARTS = "parts"  # ... and what the finished parts of an experiment left
 # What may differ between the process that began and one that goes on.
-_FREE = ("out", "resume", "devices", "together", "memory", "checkpoint_every", "debug_nans", "versions")
+_FREE = ("out", "resume", "devices", "together", "memory", "mesh", "checkpoint_every", "debug_nans", "versions")
 
 
 class Folder(NamedTuple):

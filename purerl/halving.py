@@ -71,7 +71,7 @@ def halve(
     if spread is None:
         spread = spreading.choose(points * seeds)
         # What goes together is computed together, needed or not: no more than the last rung fills.
-        spread = spread._replace(together=min(spread.together, -(-rungs_of[-1][0] * seeds // len(spread.devices))))
+        spread = spread._replace(together=min(spread.together, -(-rungs_of[-1][0] * seeds // spread.shares)))
     order, scores = _program(learner, spread, points, seeds)(keys, batch.values, np.array(rungs_of, np.int32))
     return Halved(np.asarray(order), np.asarray(scores), *np.array(rungs_of).T)
 
@@ -79,7 +79,7 @@ def halve(
 @functools.lru_cache(maxsize=16)
 def _program(learner: Learner, spread: Spread, points: int, seeds: int) -> Any:
     """Return the program (keys [S], values [P], sizes of the rungs [R, 2]) -> (order [P], scores [R, P, S])."""
-    devices, total = len(spread.devices), points * seeds
+    devices, total = spread.shares, points * seeds
     share = -(-total // devices)
     # The run of rank r, the best first, lies on device r mod D: however many go on, each device has its part of them.
     rank = np.arange(share * devices)

@@ -55,7 +55,8 @@ def begin(
 ) -> Run:
     """Return a run before its first iteration; `episode_table` asks for a record of that many single episodes.
 
-    Raises ValueError for a leaf of `hypers` that is not a single number, TypeError for a key of the old kind.
+    A `layout` splits it over a mesh of devices (`sharding`). Raises ValueError for a leaf of `hypers` that is not a
+    single number, and for what the layout cannot split; TypeError for a key of the old kind.
     """
     require_key("key", key)
     require_agent(agent)
@@ -76,6 +77,7 @@ def begin(
         episodes=rollout.start(env_key, agent, env, rollout.cast_params(env, env_params)),
         table=table,
     )
+    sharding.require_fitting(layout, env, run)
     return sharding.placed(layout, run)
 
 
@@ -95,7 +97,8 @@ def advance(
 
     Metrics are reduced to `rows` rows of equally many iterations: the agent's as means; and of the episodes that
     ended in it `episodes` (how many), `episode_return` and `episode_length` (sums). Neither `rows` nor how iterations
-    are spread over calls changes the run. Raises ValueError for counts below one, and for rows that do not divide the
+    are spread over calls changes the run. With a `layout`, that of `begin`, agents act without a word between devices:
+    what acts is gathered before each rollout, and environments stay where they are. Raises ValueError for counts below one, and for rows that do not divide the
     iterations.
     """
     require_kind("run", run, Run, wanted="a Run, as loop.begin returns")
@@ -125,7 +128,7 @@ def advance(
     def iterate(run, keys):
         step_keys, update_key = keys
         run = sharding.placed(layout, run)
-        acting = sharding.whole(layout, run.agent)
+        acting = sharding.acting(layout, run.agent)
         episodes, experience, totals = rollout.unroll(step_keys, agent, acting, env, params, run.episodes, hypers)
         state = agent.observe(run.agent, experience, hypers)
         state, metrics = agent.update(update_key, state, experience, hypers)
@@ -170,9 +173,10 @@ def train(
     rows: int = 1,
     env_params: PyTree = None,
     episode_table: int = 0,
+    layout: sharding.Layout | None = None,
 ) -> tuple[Run, dict[str, Float[Array, " rows"]]]:
     """Begin a run and advance it: all of training as one pure function of a key and the hypers."""
-    run = begin(key, agent, env, hypers, env_params=env_params, episode_table=episode_table)
+    run = begin(key, agent, env, hypers, env_params=env_params, episode_table=episode_table, layout=layout)
     return advance(
         run,
         agent,
@@ -182,6 +186,7 @@ def train(
         length=length,
         rows=rows,
         env_params=env_params,
+        layout=layout,
     )
 
 

@@ -105,10 +105,10 @@ class Numbers:
 @functools.lru_cache(maxsize=16)
 def _program(learner: Learner, spread: Spread, points: int, generations: int) -> Any:
     """Return the program (key, values [P], numbers) -> (runs [P], (scores, hypers, parents), each [G, P])."""
-    share = -(-points // len(spread.devices))
+    share = -(-points // spread.shares)
     # What fills up a device repeats the last member, and is never advanced.
-    everyone = np.minimum(np.arange(share * len(spread.devices)), points - 1)
-    counts = jnp.clip(points - share * jnp.arange(len(spread.devices)), 0, share)
+    everyone = np.minimum(np.arange(share * spread.shares), points - 1)
+    counts = jnp.clip(points - share * jnp.arange(spread.shares), 0, share)
     advance = spreading.in_place(functools.partial(training.for_units, learner), spread)
     begin = spreading.over_runs(lambda run: (learner.begin(*run), run[1]), spread._replace(together=1))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl import checkpoint, cli, driver, envs, export, folders, plots, reports, results
+from purerl import checkpoint, cli, distributed, driver, envs, export, folders, plots, reports, results
 from purerl.base import Spec
 from purerl.folders import CHECKPOINTS
 from purerl.interrupts import Interrupt, Stopped
@@ -28,36 +30,66 @@ def run(
     with cli.bad_input():
         cli.require_sensible(hypers)
         spreading = cli.spread_of(settings, settings.seeds)
-        env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
+        _require_mesh(settings)
+        env = cli.environments(settings)
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = cli.env_params_of(env, settings.env_params)
         plan = phases(env.spec)
-        cli.require_fitting(plan, env, hypers, settings.length)
+        cli.require_fitting(plan, env, hypers, settings.length, spreading.layout)
         settings = cli.effective(settings, env_params, sum(phase.steps for phase in plan))
-        directory = cli.directory_of(settings, agent, settings.env)
+        directory = Path(distributed.from_first(lambda: str(cli.directory_of(settings, agent, settings.env))))
         described = dataclasses.asdict(settings) | {"agent": agent, "numbers": hypers}
         del described["resume"]
-        folder = folders.opened(directory, described, resume=settings.resume)
+        folder = _opened(directory, described, resume=settings.resume)
         if folder.lock is None:
             print(f"{directory} holds this run, and it is finished")
             return results.load_run(directory)
     seeds = f"{settings.seeds} seed{'s' * (settings.seeds > 1)}"
-    where = f"; {spreading}" if settings.seeds > 1 else ""
+    where = f"; {spreading}" if settings.seeds > 1 or settings.mesh else ""
     print(f"{agent} on {settings.env}, {seeds} of {settings.total_steps:,} steps{where}", flush=True)
     before = checkpoint.steps(directory / CHECKPOINTS)
     if settings.resume:
         print(f"goes on after {before[-1]:,} steps" if before else "begins: nothing is saved to go on from", flush=True)
     with folder.lock:
-        with Progress(settings.total_steps * settings.seeds, description=f"{agent} {settings.env}") as progress:
+        with _progress(settings, f"{agent} {settings.env}") as progress:
             judge = eval_env if settings.eval_every else None
             outcome = _drive(settings, plan, env, hypers, env_params, judge, progress, spreading, directory)
         _require_end(outcome, settings, directory)
+        states = distributed.on_host(outcome.runs.agent)
+
+        def write() -> None:
+            _save_policy(directory, plan[-1].agent, states, env, hypers, env_params, agent)
+            _write(outcome, settings, folder, agent, hypers)
+
         try:
             with Interrupt("the results are written"):
-                _save_policy(directory, plan[-1].agent, outcome, env, hypers, env_params, agent)
-                return _written(outcome, settings, folder, agent, hypers)
+                distributed.from_first(write)
         except OSError as error:
             raise cli.Failed(f"the results could not be written: {error}") from error
+    return results.load_run(directory)
+
+
+def _require_mesh(settings: cli.Settings) -> None:
+    if settings.mesh is None:
+        cli.require_one_process("a run without --mesh would be done by each")
+
+
+def _opened(directory: Path, description: dict[str, Any], *, resume: str | None) -> folders.Folder:
+    """Return the folder, which the first process opens, and holds for all; the others have nothing to lock."""
+    own: list[folders.Folder] = []
+
+    def is_finished() -> bool:
+        own.append(folders.opened(directory, description, resume=resume))
+        return own[0].lock is None
+
+    finished = distributed.from_first(is_finished)
+    return own[0] if own else folders.Folder(directory, description, None if finished else io.BytesIO())
+
+
+def _progress(settings: cli.Settings, description: str) -> Any:
+    if not distributed.is_first():
+        return contextlib.nullcontext()
+    return Progress(settings.total_steps * settings.seeds, description=description)
 
 
 def _require_end(outcome: driver.Outcome, settings: cli.Settings, directory: Path) -> None:
@@ -77,24 +109,23 @@ def _require_end(outcome: driver.Outcome, settings: cli.Settings, directory: Pat
         raise cli.Failed(f"{which} diverged, no longer finite after iteration {', '.join(map(str, iterations))}; {how}")
 
 
-def _save_policy(directory, agent, outcome, env, hypers, env_params, name) -> None:
-    runs = outcome.runs
+def _save_policy(directory, agent, states, env, hypers, env_params, name) -> None:
     try:
         export.save_policy(
             directory / export.POLICY,
             agent,
-            runs.agent,
+            states,
             env,
             hypers,
             env_params=env_params,
-            runs=len(runs.iteration),
+            runs=len(jax.tree.leaves(states)[0]),
             name=name,
         )
     except Exception as error:  # whatever it is, what was learned and measured is not lost for it
         print(f"no policy is saved: {error}")
 
 
-def _written(outcome, settings, folder, agent, hypers) -> results.Result:
+def _write(outcome, settings, folder, agent, hypers) -> None:
     directory = folder.path
     summary = reports.summarise(outcome, agent=agent, env=settings.env, hypers=hypers)
     metrics = outcome.metrics
@@ -111,7 +142,6 @@ def _written(outcome, settings, folder, agent, hypers) -> results.Result:
     results.write(directory, settings=folder.description, metrics=metrics, summary=summary)
     folder.finish()
     reports.show(summary, directory)
-    return results.load_run(directory)
 
 
 def _drive(settings, plan, env, hypers, env_params, eval_env, progress, spreading, directory) -> driver.Outcome:

@@ -7,6 +7,7 @@ many as its memory holds.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import traceback
@@ -21,7 +22,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from purerl.checks import require_count
+from purerl import sharding
+from purerl.checks import require_count, require_kind
+from purerl.sharding import RUN, Layout
 
 _UNKNOWN = 2**62  # bytes of memory, where the system does not tell
 
@@ -55,25 +58,45 @@ def use_all_cores(cores: int | None = None) -> None:
 
 
 class Spread(NamedTuple):
-    """How runs are spread: over these devices, so many together on each; 1 is one after another."""
+    """How runs are spread: over these devices, so many together on each; 1 is one after another.
+
+    With a `layout` not over single devices but over those parts of its mesh that lie along `run`.
+    """
 
     devices: tuple[Any, ...]
     together: int
+    layout: Layout | None = None
+
+    @property
+    def shares(self) -> int:
+        """How many shares the runs are dealt into: one for each device, or part of a mesh."""
+        return len(self.devices) if self.layout is None else self.layout.mesh.shape[RUN]
 
     def __str__(self) -> str:
         """Say it in words."""
         kind = self.devices[0].platform
         where = f"{len(self.devices)} {kind} device{'s' * (len(self.devices) > 1)}"
-        return f"{where}, {'one run after another' if self.together == 1 else f'{self.together} runs together'} on each"
+        how = "one run after another" if self.together == 1 else f"{self.together} runs together"
+        if self.layout is None:
+            return f"{where}, {how} on each"
+        return f"{where} as {' x '.join(f'{name} {size}' for name, size in self.layout.mesh.shape.items())}, {how}"
 
 
-def choose(runs: int, *, devices: int | None = None, together: int | None = None) -> Spread:
+def choose(
+    runs: int, *, devices: int | None = None, together: int | None = None, layout: Layout | None = None
+) -> Spread:
     """Return how to spread `runs`: what is not given is what suits the devices there are.
 
     Raises ValueError for more devices than there are, and for counts below one.
     """
     local = jax.local_devices()
     require_count("runs", runs)
+    if layout is not None:
+        require_kind("layout", layout, Layout, wanted="what sharding.layout(mesh) returns")
+        require_count("together", together or 1)
+        if devices is not None:
+            raise ValueError(f"devices is {devices} and a layout is given; the devices are those of its mesh")
+        return Spread(tuple(layout.mesh.devices.flat), together or 1, layout)
     if devices is not None:
         require_count("devices", devices)
         if devices > len(local):
@@ -89,7 +112,7 @@ def free_memory(spread: Spread) -> int:
     """Return the bytes that runs may take: nine tenths of what the machine, or each accelerator, has free now."""
     if shares_memory(spread):
         return _free_of_machine() * 9 // 10
-    every = [device.memory_stats() for device in spread.devices]
+    every = [device.memory_stats() for device in _own(spread)]
     return min(_UNKNOWN if of is None else (of["bytes_limit"] - of["bytes_in_use"]) * 9 // 10 for of in every)
 
 
@@ -120,6 +143,11 @@ def shares_memory(spread: Spread) -> bool:
     return spread.devices[0].platform == "cpu"
 
 
+def _own(spread: Spread) -> list[Any]:
+    """Return those of the devices that are this process's."""
+    return [device for device in spread.devices if device.process_index == jax.process_index()]
+
+
 def memory_of(compiled: Any, spread: Spread) -> int:
     """Return the bytes that a compiled program takes, arguments and results included, of the memory of a device."""
     analysis = compiled.memory_analysis()
@@ -131,7 +159,7 @@ def memory_of(compiled: Any, spread: Spread) -> int:
         + analysis.temp_size_in_bytes
         - analysis.alias_size_in_bytes
     )
-    return own * (len(spread.devices) if shares_memory(spread) else 1)
+    return own * (len(_own(spread)) if shares_memory(spread) else 1)
 
 
 def require_room(runs: PyTree, spread: Spread, memory: int | None = None) -> None:
@@ -139,15 +167,11 @@ def require_room(runs: PyTree, spread: Spread, memory: int | None = None) -> Non
 
     Without `memory` it is what is free.
     """
-    leaves = jax.tree.leaves(runs)
-    needed = sum(
-        leaf.size * (8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize) for leaf in leaves
-    )
-    needed = needed if shares_memory(spread) else needed // len(spread.devices)
+    needed = sharding.bytes_per_device(of_runs(spread, runs), runs) * (len(_own(spread)) if shares_memory(spread) else 1)
     free = free_memory(spread) if memory is None else memory
     if needed > free:
         raise MemoryError(
-            f"{len(leaves[0])} runs keep {gib(needed)} and there are {gib(free)} of memory: fewer seeds or members, a "
+            f"{len(jax.tree.leaves(runs)[0])} runs keep {gib(needed)} and there are {gib(free)} of memory: fewer seeds or members, a "
             "smaller replay capacity, or a sweep, which keeps results and not states"
         )
 
@@ -158,28 +182,42 @@ def gib(size: int) -> str:
 
 
 def mesh_of(spread: Spread) -> Mesh:
-    """Return the mesh with one axis, "run", of the devices."""
-    return Mesh(np.array(spread.devices), ("run",), axis_types=(AxisType.Auto,))
+    """Return the mesh of the layout, or that with one axis, "run", of the devices."""
+    if spread.layout is not None:
+        return spread.layout.mesh
+    return Mesh(np.array(spread.devices), (RUN,), axis_types=(AxisType.Auto,))
 
 
-def shares(spread: Spread) -> NamedSharding:
+def in_shares(spread: Spread) -> NamedSharding:
     """Return where leaves [R, ...] are of which each device has its consecutive share."""
-    return NamedSharding(mesh_of(spread), P("run"))
+    return NamedSharding(mesh_of(spread), P(RUN))
+
+
+def of_runs(spread: Spread, runs: PyTree) -> PyTree:
+    """Return where runs, or their shapes, with leaves [R, ...] are: each in its share, and there by the layout."""
+    if spread.layout is None:
+        return jax.tree.map(lambda _: in_shares(spread), runs)
+    return sharding.shardings(spread.layout, runs, leading=1)
 
 
 def place(spread: Spread, batch: PyTree) -> PyTree:
-    """Put leaves [R, ...], R a multiple of the number of devices, on the devices: each has its consecutive share."""
-    return jax.device_put(batch, shares(spread))
+    """Put leaves [R, ...], R a multiple of the number of shares, on the devices: each has its consecutive share."""
+    return jax.device_put(batch, in_shares(spread))
 
 
 def replicate(spread: Spread, shared: PyTree) -> PyTree:
     """Put what all runs share on every device."""
-    return jax.device_put(shared, NamedSharding(mesh_of(spread), P()))
+    return jax.device_put(shared, on_all(spread))
+
+
+def on_all(spread: Spread) -> NamedSharding:
+    """Return where leaves are that every device has."""
+    return NamedSharding(mesh_of(spread), P())
 
 
 def padded(spread: Spread, batch: PyTree) -> PyTree:
-    """Return leaves [R, ...] with the last run repeated until they divide over the devices; NumPy's stay NumPy's."""
-    short = -len(jax.tree.leaves(batch)[0]) % len(spread.devices)
+    """Return leaves [R, ...] with the last run repeated until they divide into shares; NumPy's stay NumPy's."""
+    short = -len(jax.tree.leaves(batch)[0]) % spread.shares
     if not short:
         return batch
 
@@ -195,10 +233,10 @@ def sharded(function: Callable[..., PyTree], spread: Spread, *, shared: int = 0)
 
     def everywhere(*arguments: PyTree) -> PyTree:
         own = len(arguments) - shared
-        specs = (*[P("run")] * own, *[P()] * shared)
-        return jax.shard_map(function, mesh=mesh_of(spread), in_specs=specs, out_specs=P("run"), check_vma=False)(
-            *arguments
-        )
+        specs = (*[P(RUN)] * own, *[P()] * shared)
+        # Along the other axes of a layout's mesh the compiler splits what it is told to within.
+        mapped = functools.partial(jax.shard_map, mesh=mesh_of(spread), axis_names={RUN}, check_vma=False)
+        return mapped(function, in_specs=specs, out_specs=P(RUN))(*arguments)
 
     return everywhere
 

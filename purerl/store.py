@@ -53,8 +53,8 @@ class Store:
             archive.require_equal(about["run"], self.about, f"{directory} holds checkpoints of a run")
         except ValueError as error:
             raise checkpoint.Unfit(str(error)) from None
-        shapes = jax.eval_shape(lambda tree: tree, self.given)
-        found = checkpoint.restore(directory, {"given": shapes, "runs": runs, "history": checkpoint.REST})
+        given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.given)
+        found = checkpoint.restore(directory, {"given": given, "runs": runs, "history": checkpoint.REST})
         _require_same(found["given"], self.given, directory)
         history.go_on(found["history"], about["history"])
         then, now = about["versions"], results.versions()

@@ -121,7 +121,7 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
     if memory is not None:
         require_count("memory", memory)
     free = spreading.free_memory(spread) if memory is None else memory
-    most = math.ceil(batch.points * len(keys) / len(spread.devices))
+    most = math.ceil(batch.points * len(keys) / spread.shares)
     spread = spread._replace(together=min(spread.together, most))
     while True:
         needed = spreading.memory_of(_prepare(train, keys, batch, spread).compiled, spread)
@@ -130,9 +130,9 @@ def fitting(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread, 
         if spread.together > 1:
             fits = spread.together * free // needed
             spread = spread._replace(together=max(1, min(spread.together - 1, fits)))
-        elif len(spread.devices) > 1 and spreading.shares_memory(spread):
-            fits = len(spread.devices) * free // needed
-            spread = spread._replace(devices=spread.devices[: max(1, min(len(spread.devices) - 1, fits))])
+        elif spread.layout is None and spread.shares > 1 and spreading.shares_memory(spread):
+            fits = spread.shares * free // needed
+            spread = spread._replace(devices=spread.devices[: max(1, min(spread.shares - 1, fits))])
         else:
             raise MemoryError(
                 f"one run takes {spreading.gib(needed)} of memory and there are {spreading.gib(free)}: what the agent "
@@ -158,7 +158,7 @@ def each(
     outside = [number for number in numbers.tolist() if not 0 <= number < batch.points * len(keys)]
     if outside:
         raise ValueError(f"numbers has {outside[0]}; the runs have those from 0 to {batch.points * len(keys) - 1}")
-    devices, (capacity, width, program) = len(spread.devices), _prepare(train, keys, batch, spread)
+    devices, (capacity, width, program) = spread.shares, _prepare(train, keys, batch, spread)
     waiting, size, began = numbers.tolist(), 1 if width == 1 else width, time.perf_counter()
     unread: list[tuple[list[int], list[int], Any]] = []
     while unread or waiting:
@@ -201,7 +201,7 @@ class _Prepared(NamedTuple):
 
 def _prepare(train: Train, keys: Key[Array, " S"], batch: Batch, spread: Spread) -> _Prepared:
     """Compile a sweep, unless it is compiled already."""
-    devices = len(spread.devices)
+    devices = spread.shares
     # Of the whole sweep, not of what is missing of it: a batch of another width would have other roundings.
     most = math.ceil(batch.points * len(keys) / devices)
     width = min(spread.together, most)

@@ -24,9 +24,9 @@ from purerl.points import Batch
 
 # Of the settings, those that no group can have of its own ...
 NOT_CHOSEN = {"total_steps", "seed", "seeds", "out", "env_params", "hypers", "devices", "together", "memory"}
-NOT_CHOSEN |= {"stop_at_return", "log_every", "eval_every", "resume", "checkpoint_every", "debug_nans"}
+NOT_CHOSEN |= {"mesh", "stop_at_return", "log_every", "eval_every", "resume", "checkpoint_every", "debug_nans"}
 # ... and those with which a sweep is the same sweep, whatever they are.
-NOT_DESCRIBED = {"out", "resume", "static", "devices", "together", "memory"}
+NOT_DESCRIBED = {"out", "resume", "static", "devices", "together", "memory", "mesh"}
 
 
 def axes(hypers: type) -> Any:
@@ -105,6 +105,7 @@ class Task(NamedTuple):
             rows=rows,
             judge=self.judge if self.settings.eval_every else None,
             max_steps=self.settings.eval_max_steps,
+            layout=cli.layout_of(self.settings),
         )
 
 
@@ -118,12 +119,15 @@ def task(
     _require_no_more(settings)
     numbers = hypers(settings)
     cli.require_sensible(numbers)
-    cli.spread_of(settings, 1)  # the devices that are asked for are there
-    env = envs.make(settings.env, settings.num_envs, observation_dtype=settings.observation_dtype)
+    layout = cli.layout_of(settings)
+    if layout is None:
+        cli.spread_of(settings, 1)  # the devices that are asked for are there
+    cli.require_one_process("sweeps and searches take workers, each by itself")
+    env = cli.environments(settings)
     judge = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
     env_params = cli.env_params_of(env, settings.env_params)
     plan = phases(settings, env.spec)
-    cli.require_fitting(plan, env, numbers, settings.length)
+    cli.require_fitting(plan, env, numbers, settings.length, layout)
     steps = sum(phase.steps for phase in plan)
     settings = cli.effective(settings, env_params, steps)
     env, judge = (one._replace(params=env_params) for one in (env, judge))  # for those that sweep no parameters

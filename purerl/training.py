@@ -14,6 +14,7 @@ from purerl import evaluate, loop
 from purerl.base import Agent, pytree_dataclass, require_agent, require_env
 from purerl.checks import require_count, require_kind, shown
 from purerl.loop import Phase
+from purerl.sharding import Layout
 from purerl.sweep import Train
 
 
@@ -50,14 +51,22 @@ def watched(agent: Agent) -> Agent:
 
 
 def trainer(
-    phases: Sequence[Phase], env: Any, *, length: int = 1, rows: int = 1, judge: Any = None, max_steps: int = 10_000
+    phases: Sequence[Phase],
+    env: Any,
+    *,
+    length: int = 1,
+    rows: int = 1,
+    judge: Any = None,
+    max_steps: int = 10_000,
+    layout: Layout | None = None,
 ) -> Train:
     """Return `train(key, hypers)`, a whole run as a pure function; `hypers` may be a pair (hypers, env_params).
 
     It returns a dict: the metrics of the last phase [rows], as means over its iterations, `episode_return` and
     `episode_length` as means over the episodes that ended in a row (NaN if none did); `evaluation_return` [E], greedy
     returns in the E environments of `judge`, if there is one, of at most `max_steps` steps; and `diverged_at`, the
-    first update whose metrics were not finite (the last one, if only the agent's state then held a NaN), or -1. Raises
+    first update whose metrics were not finite (the last one, if only the agent's state then held a NaN), or -1. With a
+    `layout` each run is split over a mesh; a sweep's `spread` then has the same (`spread.choose`). Raises
     ValueError for no phases, for steps and rows below one, and for rows that do not divide the last phase.
     """
     agents, counts = _checked(phases, env, length)
@@ -70,11 +79,19 @@ def trainer(
     def train(key: Key[Array, ""], hypers: Any) -> dict[str, Array]:
         numbers, params = hypers if isinstance(hypers, tuple) else (hypers, None)
         train_key, judge_key = jax.random.split(key)
-        run, metrics = loop.begin(train_key, agents[0], env, numbers, env_params=params), {}
+        run, metrics = loop.begin(train_key, agents[0], env, numbers, env_params=params, layout=layout), {}
         for place, (agent, iterations) in enumerate(zip(agents, counts, strict=True)):
             wanted = rows if place == len(agents) - 1 else 1
             run, metrics = loop.advance(
-                run, agent, env, numbers, iterations=iterations, length=length, rows=wanted, env_params=params
+                run,
+                agent,
+                env,
+                numbers,
+                iterations=iterations,
+                length=length,
+                rows=wanted,
+                env_params=params,
+                layout=layout,
             )
         for name in ("episode_return", "episode_length"):
             metrics[name] = metrics[name] / metrics["episodes"]
@@ -84,7 +101,14 @@ def trainer(
         found = metrics | {"diverged_at": jnp.where(unseen, run.agent.updates - 1, run.agent.diverged_at)}
         if judge is not None:
             verdict = evaluate.evaluate(
-                judge_key, agents[-1], run.agent, judge, numbers, max_steps=max_steps, env_params=params
+                judge_key,
+                agents[-1],
+                run.agent,
+                judge,
+                numbers,
+                max_steps=max_steps,
+                env_params=params,
+                layout=layout,
             )
             found["evaluation_return"] = verdict.episode_return
         return found
@@ -122,30 +146,37 @@ class Learner(NamedTuple):
 
 
 def learner(
-    phases: Sequence[Phase], env: Any, *, length: int = 1, judge: Any = None, max_steps: int = 10_000
+    phases: Sequence[Phase],
+    env: Any,
+    *,
+    length: int = 1,
+    judge: Any = None,
+    max_steps: int = 10_000,
+    layout: Layout | None = None,
 ) -> Learner:
     """Return training in units of the last phase's steps; the phases before it belong to the beginning.
 
     The score of a unit is the mean return of the episodes that ended in it (NaN if none did), or with a `judge` that of
-    one greedy episode of at most `max_steps` steps in each of its environments. Raises ValueError as `trainer`.
+    one greedy episode of at most `max_steps` steps in each of its environments. `layout` and what is raised are as of
+    `trainer`.
     """
     agents, counts = _checked(phases, env, length)
     _require_judge(judge, max_steps)
 
     def begin(key, hypers):
         run_key, judge_key = jax.random.split(key)
-        run = loop.begin(run_key, agents[0], env, hypers)
+        run = loop.begin(run_key, agents[0], env, hypers, layout=layout)
         for agent, iterations in zip(agents[:-1], counts[:-1], strict=True):
-            run, _ = loop.advance(run, agent, env, hypers, iterations=iterations, length=length)
+            run, _ = loop.advance(run, agent, env, hypers, iterations=iterations, length=length, layout=layout)
         return run, judge_key
 
     def advance(run, hypers):
         own, judge_key = run
-        own, metrics = loop.advance(own, agents[-1], env, hypers, iterations=counts[-1], length=length)
+        own, metrics = loop.advance(own, agents[-1], env, hypers, iterations=counts[-1], length=length, layout=layout)
         if judge is None:
             return (own, judge_key), metrics["episode_return"][0] / metrics["episodes"][0]
         key = jax.random.fold_in(judge_key, own.iteration)
-        verdict = evaluate.evaluate(key, agents[-1], own.agent, judge, hypers, max_steps=max_steps)
+        verdict = evaluate.evaluate(key, agents[-1], own.agent, judge, hypers, max_steps=max_steps, layout=layout)
         return (own, judge_key), jnp.mean(verdict.episode_return)
 
     def inherit(run, parent):

@@ -1,0 +1,163 @@
+"""Several processes, on one machine or many, as one: joining them, and what they have to agree about.
+
+All run the same script, and each holds its part of every array that is split over the devices of all. What is done
+once, files and words, the first one does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from purerl.checks import is_count, require_count, require_function
+
+Told = TypeVar("Told")
+
+COORDINATOR, PROCESSES, PROCESS = "PURERL_COORDINATOR", "PURERL_PROCESSES", "PURERL_PROCESS"
+HEARTBEAT = "PURERL_HEARTBEAT_SECONDS"
+SECONDS = 20  # without a sign of life, after which a process is taken for lost, and with it all
+
+
+def start(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    heartbeat_seconds: int | None = None,
+) -> bool:
+    """Join this process, one of `processes`, to the others, and return whether there are others.
+
+    To be called before jax computes anything, as `spread.use_all_cores` is. What is not given is read from the
+    environment: PURERL_COORDINATOR (the address:port at which the first process listens), PURERL_PROCESSES,
+    PURERL_PROCESS (which of them this is, from 0) and PURERL_HEARTBEAT_SECONDS, as `purerl.launch` sets them. With
+    PURERL_PROCESSES=auto jax finds out, from SLURM, Open MPI, Kubernetes or a TPU's metadata. Where nothing is given
+    and nothing is set, this process is alone. Calling it again is no error.
+
+    A process that ends with an error, or is lost for `heartbeat_seconds`, ends all: they are begun again from the last
+    checkpoint, together. Raises ValueError for what does not name a process, RuntimeError if jax has started already.
+    """
+    given = coordinator is not None or processes is not None or process is not None
+    asked = os.environ.get(PROCESSES, "")
+    if not given and not asked:
+        return False
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
+    seconds = heartbeat_seconds if heartbeat_seconds is not None else _number(HEARTBEAT, SECONDS)
+    require_count("heartbeat_seconds", seconds)
+    limits = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+    if not given and asked == "auto":
+        jax.distributed.initialize(**limits)
+    else:
+        coordinator = coordinator or os.environ.get(COORDINATOR)
+        processes = processes if processes is not None else _number(PROCESSES)
+        process = process if process is not None else _number(PROCESS)
+        if not (isinstance(coordinator, str) and coordinator.rpartition(":")[2].isdigit() and ":" in coordinator):
+            raise ValueError(f"coordinator is {coordinator!r}; it takes the first process's address:port")
+        require_count("processes", processes)
+        if not is_count(process, least=0) or process >= processes:
+            raise ValueError(f"process is {process!r}; it takes a whole number from 0 to {processes - 1}")
+        jax.distributed.initialize(
+            coordinator, processes, process, cluster_detection_method="deactivate", **limits
+        )
+    sys.excepthook = _end_all
+    return jax.process_count() > 1
+
+
+def _number(name: str, default: int | None = None) -> int | None:
+    text = os.environ.get(name, "")
+    if text and not text.isdigit():
+        raise ValueError(f"{name} is {text!r} in the environment; it takes a whole number")
+    return int(text) if text else default
+
+
+def _end_all(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    traceback.print_exception(kind, error, trace)
+    leave(1)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process without waiting for the others, whom that ends: they may wait for it in a computation."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def alone() -> bool:
+    """Return whether there is no other process."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def is_first() -> bool:
+    """Return whether this is the process that writes and speaks."""
+    return alone() or jax.process_index() == 0
+
+
+def from_first(make: Callable[[], Told]) -> Told:
+    """Return what `make` returns in the first process, where alone it is called; it must be what JSON takes.
+
+    An OSError or ValueError that it raises is raised in all.
+    """
+    require_function("make", make, wanted="a function without arguments")
+    if alone():
+        return make()
+    raised: Exception | None = None
+    answer: dict[str, Any] = {}
+    if is_first():
+        try:
+            answer = {"made": make()}
+        except (OSError, ValueError) as error:
+            raised, answer = error, {"error": str(error), "files": isinstance(error, OSError)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
+    answer = json.loads(np.asarray(text, np.uint8).tobytes())
+    if raised:
+        raise raised
+    if "error" in answer:
+        raise (OSError if answer["files"] else ValueError)(answer["error"])
+    return answer["made"]
+
+
+def all_hear(*wishes: Callable[[], bool]) -> Callable[[], tuple[bool, ...]]:
+    """Return a function that tells of each wish whether any process has it, and none of them before the others.
+
+    They are gathered without waiting: what is to be known after a computation is best asked before it. In a process
+    alone they are what they are when that function is called.
+    """
+    if alone():
+        return lambda: tuple(bool(wish()) for wish in wishes)
+    mesh, any_of = _gathering()
+    own = np.tile(np.array([[wish() for wish in wishes]], bool), (jax.local_device_count(), 1))
+    heard = any_of(jax.make_array_from_process_local_data(NamedSharding(mesh, P("device")), own))
+    return lambda: tuple(np.asarray(heard).tolist())
+
+
+@functools.cache
+def _gathering() -> tuple[Mesh, Any]:
+    mesh = Mesh(np.array(jax.devices()), ("device",))
+    return mesh, jax.jit(lambda rows: jnp.any(rows, axis=0), out_shardings=NamedSharding(mesh, P()))
+
+
+def on_host(tree: Any) -> Any:
+    """Return arrays, split over the devices of all processes as they may be, as NumPy arrays; keys stay keys."""
+
+    def fetched(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        # One at a time, so that no device must hold all of them.
+        whole = jax.jit(lambda array: array, out_shardings=NamedSharding(leaf.sharding.mesh, P()))(leaf)
+        return whole.addressable_data(0) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(whole)
+
+    return jax.tree.map(fetched, tree)
