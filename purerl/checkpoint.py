@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from purerl import results
+from purerl import distributed, results
 from purerl.checks import is_count, make_folder, path_of, require_count
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class Checkpoints:
             raise ValueError(f"step is {step}; {self.directory} holds step {last}: it takes a later one")
         with self._telling(step):
             self._manager = self._manager or self._opened()
-            _begun(self.directory, step).touch()
+            if distributed.is_first():
+                _begun(self.directory, step).touch()
             self._manager.save(step, args=arguments, force=True)
         self._unfinished = step, self._thread.submit(self._finish, step)
 
@@ -87,6 +89,8 @@ class Checkpoints:
 
     def _finish(self, step: int) -> None:
         self._manager.wait_until_finished()
+        if not distributed.is_first():
+            return
         listed = json.dumps(_digests(self.directory / str(step)))
         results.replace_file(_list_of(self.directory, step), listed.encode())
         _begun(self.directory, step).unlink()
@@ -122,19 +126,21 @@ class Checkpoints:
     def _opened(self) -> orbax.CheckpointManager:
         import orbax.checkpoint as orbax  # takes seconds, of those who save
 
+        distributed.from_first(self._tidy)
+        options = orbax.CheckpointManagerOptions(max_to_keep=self.keep, cleanup_tmp_directories=True)
+        return orbax.CheckpointManager(self.directory, options=options)
+
+    def _tidy(self) -> None:
+        """Remove what was never finished. Raises FileExistsError for what nobody here has begun."""
         known = set(steps(self.directory))
         begun = {int(path.stem) for path in self.directory.glob("*.begun")} - known
         there = {int(path.name) for path in self.directory.iterdir() if path.name.isdecimal()}
         if others := sorted(there - known - begun):
             raise FileExistsError(f"it holds a folder {others[0]}, which is no checkpoint of purerl's")
-        options = orbax.CheckpointManagerOptions(max_to_keep=self.keep, cleanup_tmp_directories=True)
-        manager = orbax.CheckpointManager(self.directory, options=options)
         results.tidy(self.directory)
         for step in begun:
-            if step in manager.all_steps():
-                manager.delete(step)
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)
             _begun(self.directory, step).unlink()
-        return manager
 
     @contextlib.contextmanager
     def _telling(self, step: int) -> Iterator[None]:
@@ -166,7 +172,7 @@ def restore(directory: Path, like: PyTree, step: int | None = None) -> Any:
     rests = [name for name, leaf in wanted.items() if leaf is REST]
     place = f"the checkpoint {Path(directory) / str(step)}"
     _require_like(header["leaves"], [_kind(*item) for item in wanted.items() if item[1] is not REST], rests, place)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes: dict[str, Any] = {}
     for name, shape, dtype in header["leaves"]:
         leaf = wanted.get(name, np.empty(0))

@@ -7,6 +7,7 @@ once, files and words, the first one does.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import sys
@@ -17,7 +18,6 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,6 +27,8 @@ Told = TypeVar("Told")
 
 COORDINATOR, PROCESSES, PROCESS = "PURERL_COORDINATOR", "PURERL_PROCESSES", "PURERL_PROCESS"
 HEARTBEAT = "PURERL_HEARTBEAT_SECONDS"
+_MILLISECONDS = 24 * 3600 * 1000  # for which one waits for what the first does; that it is lost is heard before
+_told, _waited = itertools.count(), itertools.count()  # so that no two questions have one name
 SECONDS = 20  # without a sign of life, after which a process is taken for lost, and with it all
 
 
@@ -112,22 +114,32 @@ def from_first(make: Callable[[], Told]) -> Told:
     require_function("make", make, wanted="a function without arguments")
     if alone():
         return make()
-    raised: Exception | None = None
-    answer: dict[str, Any] = {}
-    if is_first():
-        try:
-            answer = {"made": make()}
-        except (OSError, ValueError) as error:
-            raised, answer = error, {"error": str(error), "files": isinstance(error, OSError)}
-    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
-    answer = json.loads(np.asarray(text, np.uint8).tobytes())
-    if raised:
-        raise raised
-    if "error" in answer:
-        raise (OSError if answer["files"] else ValueError)(answer["error"])
-    return answer["made"]
+    client, key = _client(), f"purerl/told {next(_told)}"
+    if not is_first():
+        answer = json.loads(client.blocking_key_value_get(key, _MILLISECONDS))
+        if "error" in answer:
+            raise (OSError if answer["files"] else ValueError)(answer["error"])
+        return answer["made"]
+    try:
+        made = make()
+    except (OSError, ValueError) as error:
+        client.key_value_set(key, json.dumps({"error": str(error), "files": isinstance(error, OSError)}))
+        raise
+    client.key_value_set(key, json.dumps({"made": made}))
+    return made
+
+
+def wait_for_all() -> None:
+    """Return once all processes are here: compiling may take one much longer, and computations wait 30 s at most."""
+    if not alone():
+        _client().wait_at_barrier(f"purerl/waited {next(_waited)}", _MILLISECONDS)
+
+
+def _client() -> Any:
+    """Return jax's own client of the service in which processes tell each other things, no device involved."""
+    from orbax.checkpoint import multihost
+
+    return multihost.get_jax_distributed_client()
 
 
 def all_hear(*wishes: Callable[[], bool]) -> Callable[[], tuple[bool, ...]]:
@@ -150,6 +162,27 @@ def _gathering() -> tuple[Mesh, Any]:
     return mesh, jax.jit(lambda rows: jnp.any(rows, axis=0), out_shardings=NamedSharding(mesh, P()))
 
 
+def put(tree: Any, where: Any) -> Any:
+    """Return arrays that every process has whole, laid out as shardings say, over the devices of all processes."""
+    if alone():
+        return jax.device_put(tree, where)
+
+    def made(leaf: Any, place: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, place)
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(made(jax.random.key_data(leaf), place), impl=jax.random.key_impl(leaf))
+        own = np.asarray(leaf)
+        return jax.make_array_from_callback(own.shape, place, lambda index: own[index])
+
+    places = jax.tree.map(lambda _: where, tree) if isinstance(where, jax.sharding.Sharding) else where
+    return jax.tree.map(made, tree, places)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def on_host(tree: Any) -> Any:
     """Return arrays, split over the devices of all processes as they may be, as NumPy arrays; keys stay keys."""
 
@@ -158,6 +191,6 @@ def on_host(tree: Any) -> Any:
             return leaf
         # One at a time, so that no device must hold all of them.
         whole = jax.jit(lambda array: array, out_shardings=NamedSharding(leaf.sharding.mesh, P()))(leaf)
-        return whole.addressable_data(0) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(whole)
+        return whole.addressable_data(0) if _is_key(leaf) else np.asarray(whole)
 
     return jax.tree.map(fetched, tree)

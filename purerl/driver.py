@@ -135,7 +135,7 @@ def drive(
     history = History(len(keys), judged=judged, progress=progress)
     found = store.latest(_like(shapes, len(keys), places), history) if store else None
     if found:
-        runs = jax.device_put(spreading.padded(spread, found.runs), places)
+        runs = distributed.put(spreading.padded(spread, found.runs), places)
         found = found._replace(runs=())  # of what they keep there is to be one copy
     else:
         runs = jax.jit(begin, out_shardings=places)(begin_keys, *shared)  # born where they are to be
@@ -152,6 +152,7 @@ def drive(
     def evaluated(number: int) -> Any:
         return programs["judge"]((judge_keys, runs.agent), _number(spread, number), *shared)
 
+    distributed.wait_for_all()
     history.start()
     unread: tuple[int, Any, Any] | None = None  # what was dispatched last and is not read yet: one chunk
     done, steps, last_evaluated = (found.done, found.steps, found.last_evaluated) if found else (0, 0, 0)

@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from purerl import sharding
+from purerl import distributed, sharding
 from purerl.checks import require_count, require_kind
 from purerl.sharding import RUN, Layout
 
@@ -202,12 +202,12 @@ def of_runs(spread: Spread, runs: PyTree) -> PyTree:
 
 def place(spread: Spread, batch: PyTree) -> PyTree:
     """Put leaves [R, ...], R a multiple of the number of shares, on the devices: each has its consecutive share."""
-    return jax.device_put(batch, in_shares(spread))
+    return distributed.put(batch, in_shares(spread))
 
 
 def replicate(spread: Spread, shared: PyTree) -> PyTree:
     """Put what all runs share on every device."""
-    return jax.device_put(shared, on_all(spread))
+    return distributed.put(shared, on_all(spread))
 
 
 def on_all(spread: Spread) -> NamedSharding:
