@@ -21,7 +21,8 @@ from purerl import distributed, sharding, spread
 
 with contextlib.suppress(RuntimeError):  # whoever imports this in the midst of something has decided already
     spread.use_all_cores()  # before gymnax is imported, and starts jax
-distributed.start()
+if distributed.start() and not distributed.is_first():
+    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # of several processes one speaks
 
 from purerl import checks, driver, envs, folders, loop, optimizers, results
 from purerl.base import cast_hypers
@@ -132,8 +133,6 @@ def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> No
     Programs are kept compiled in ~/.cache/purerl (or where JAX_COMPILATION_CACHE_DIR says), for the next time.
     """
     _keep_programs()
-    if not distributed.is_first():
-        sys.stdout = Path(os.devnull).open("w")  # of several processes one speaks
     try:
         main(parse(settings))
     except (BadInput, results.Damaged, MemoryError) as error:
@@ -141,7 +140,8 @@ def start(main: Callable[[AnySettings], Any], settings: type[AnySettings]) -> No
     except (Failed, FloatingPointError, OSError, sqlite3.Error) as error:  # of files: full disks, missing rights
         _end(1, f"error: {error}")
     except Stopped as stop:
-        print(f"{stop}; go on with\n  {_again(stop.directory)}")
+        how = "go on with" if distributed.alone() else "go on, in as many processes or others, with"
+        print(f"{stop}; {how}\n  {_again(stop.directory)}")
     except KeyboardInterrupt:
         _end(130, "stopped by Ctrl-C")
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from purerl.checks import is_count, require_count, require_function
+from purerl.checks import require_count, require_function
 
 Told = TypeVar("Told")
 
@@ -58,26 +58,24 @@ def start(
         return jax.process_count() > 1
     seconds = heartbeat_seconds if heartbeat_seconds is not None else _number(HEARTBEAT, SECONDS)
     require_count("heartbeat_seconds", seconds)
-    limits = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+    limits: dict[str, Any] = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
     if not given and asked == "auto":
         jax.distributed.initialize(**limits)
     else:
         coordinator = coordinator or os.environ.get(COORDINATOR)
-        processes = processes if processes is not None else _number(PROCESSES)
-        process = process if process is not None else _number(PROCESS)
+        processes = _number(PROCESSES) if processes is None else processes
+        process = _number(PROCESS) if process is None else process
         if not (isinstance(coordinator, str) and coordinator.rpartition(":")[2].isdigit() and ":" in coordinator):
             raise ValueError(f"coordinator is {coordinator!r}; it takes the first process's address:port")
         require_count("processes", processes)
-        if not is_count(process, least=0) or process >= processes:
-            raise ValueError(f"process is {process!r}; it takes a whole number from 0 to {processes - 1}")
-        jax.distributed.initialize(
-            coordinator, processes, process, cluster_detection_method="deactivate", **limits
-        )
+        if process not in range(processes or 1):
+            raise ValueError(f"process is {process!r}; of {processes} it takes a number from 0")
+        jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate", **limits)
     sys.excepthook = _end_all
     return jax.process_count() > 1
 
 
-def _number(name: str, default: int | None = None) -> int | None:
+def _number(name: str, default: int | None = None) -> Any:
     text = os.environ.get(name, "")
     if text and not text.isdigit():
         raise ValueError(f"{name} is {text!r} in the environment; it takes a whole number")
@@ -183,6 +181,13 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _mesh_of(leaf: jax.Array) -> Mesh:
+    assert isinstance(leaf.sharding, NamedSharding)
+    mesh = leaf.sharding.mesh
+    assert isinstance(mesh, Mesh)
+    return mesh
+
+
 def on_host(tree: Any) -> Any:
     """Return arrays, split over the devices of all processes as they may be, as NumPy arrays; keys stay keys."""
 
@@ -190,7 +195,7 @@ def on_host(tree: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return leaf
         # One at a time, so that no device must hold all of them.
-        whole = jax.jit(lambda array: array, out_shardings=NamedSharding(leaf.sharding.mesh, P()))(leaf)
+        whole = jax.jit(lambda array: array, out_shardings=NamedSharding(_mesh_of(leaf), P()))(leaf)
         return whole.addressable_data(0) if _is_key(leaf) else np.asarray(whole)
 
     return jax.tree.map(fetched, tree)

@@ -329,7 +329,7 @@ def _advance(
 
 
 def _read_at(spread: Spread) -> Any:
-    """Return where what is to be read lies: of runs that are split in every process, and otherwise where it was made."""
+    """Return where what is to be read lies: of split runs in every process, of others where it was made."""
     return spreading.in_shares(spread) if spread.layout is None else spreading.on_all(spread)
 
 

@@ -126,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m purerl.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--processes", type=int, required=True, help="how many")
-    parser.add_argument("--devices", type=int, default=0, help="of the CPU for each; its share of the cores if not given")
+    parser.add_argument(
+        "--devices", type=int, default=0, help="of the CPU for each; its share of the cores if not given"
+    )
     parser.add_argument("--restarts", type=int, default=3, help="how often all are started again when one is lost")
     parser.add_argument("--heartbeat", type=int, default=0, help="seconds after which one that is silent is lost")
     parser.add_argument("script", type=Path)

@@ -98,8 +98,8 @@ def advance(
     Metrics are reduced to `rows` rows of equally many iterations: the agent's as means; and of the episodes that
     ended in it `episodes` (how many), `episode_return` and `episode_length` (sums). Neither `rows` nor how iterations
     are spread over calls changes the run. With a `layout`, that of `begin`, agents act without a word between devices:
-    what acts is gathered before each rollout, and environments stay where they are. Raises ValueError for counts below one, and for rows that do not divide the
-    iterations.
+    what acts is gathered before each rollout, and environments stay where they are. Raises ValueError for counts below
+    one, and for rows that do not divide the iterations.
     """
     require_kind("run", run, Run, wanted="a Run, as loop.begin returns")
     require_agent(agent)

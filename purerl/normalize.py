@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from purerl import batches
 from purerl.base import Agent, Box, Rollout, Spec, pytree_dataclass, require_agent, require_num_envs, require_spec
 from purerl.checks import shown
 
@@ -149,7 +150,7 @@ def with_observation_norm(agent: Agent, spec: Spec) -> Agent:
 
     def observe(state, rollout, hypers):
         def gather(moments, leaf):
-            samples = leaf.reshape(-1, *leaf.shape[2:]).astype(jnp.float32)
+            samples = batches.flat(leaf, spec.groups).astype(jnp.float32)
             return None if moments is None else merge(moments, samples)
 
         leaves = jax.tree.leaves(rollout.steps.observation)
@@ -203,7 +204,7 @@ def with_return_scaling(agent: Agent, spec: Spec) -> Agent:
             return jnp.where(step.terminated | step.truncated, 0.0, running), running
 
         running, sums = jax.lax.scan(accumulate, state.running, rollout.steps)
-        moments = merge(state.moments, sums.reshape(-1))
+        moments = merge(state.moments, batches.flat(sums, spec.groups))
         learner = agent.observe(state.learner, scaled(moments, rollout), hypers)
         return ReturnScaleState(learner=learner, moments=moments, running=running)
 

@@ -26,6 +26,9 @@ from purerl.base import (
 from purerl.checks import require_count, require_kind
 
 
+_FEW = 128  # environments, up to which comparing a number with all of them is quicker than halving
+
+
 class Replay(NamedTuple):
     """A buffer as three pure functions, and how long the sequences are that it samples."""
 
@@ -83,7 +86,7 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
 
     `capacity` counts observations, over all environments, in the dtype in which they arrive (arrays of 8 or more bool
     as bits: an eighth of it, and read and written faster for it); an episode's end takes one more than its steps.
-    Adding and sampling cost O(rollout) and O(batch + N). Raises ValueError for a capacity that `num_envs` does not
+    Adding and sampling cost O(rollout) and O(batch log N + N). Raises ValueError for a capacity that `num_envs` does not
     divide, or too small to hold a sequence.
     """
     require_spec(spec, agent="a replay buffer")
@@ -166,7 +169,8 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
         starts = jnp.maximum(buffer.held - (length - 1), 0)
         ends = jnp.cumsum(starts)
         drawn = jax.random.randint(key, (batch_size,), 0, jnp.maximum(ends[-1], 1))
-        environment = jnp.searchsorted(ends, drawn, side="right", method="compare_all")
+        method = "compare_all" if num_envs <= _FEW else "scan_unrolled"
+        environment = jnp.searchsorted(ends, drawn, side="right", method=method)
         first = (buffer.next_step - buffer.held - (ends - starts))[environment] + drawn
         here = place(first + jnp.arange(length)[:, None], environment)  # [length, batch]
         entry = buffer.entry[here]
@@ -200,7 +204,9 @@ def _grouped(replay: Replay, groups: int) -> Replay:
         apart = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), groups, -1, *leaf.shape[2:]), rollout)
         return jax.vmap(replay.add, (0, 1))(buffer, apart)
 
-    def sample(key: Key[Array, ""], buffer: PyTree, batch_size: int) -> tuple[Rollout, Bool[Array, ""]]:
+    def sample(key: Key[Array, ""], buffer: PyTree, batch_size: int) -> tuple[Rollout, Array]:
+        if batch_size % groups:
+            raise ValueError(f"batch_size is {batch_size}, which the {groups} groups of environments do not divide")
         keys = jax.random.split(key, groups)
         found, full = jax.vmap(lambda key, buffer: replay.sample(key, buffer, batch_size // groups), out_axes=(1, 0))(
             keys, buffer

@@ -130,7 +130,7 @@ def _mapped(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 
 
 def shardings(layout: Layout, run: PyTree, *, leading: int = 0) -> PyTree:
-    """Return where each leaf of a run, or of its shapes, lies; the first axis of several runs, `leading` 1, over RUN."""
+    """Return where each leaf of a run, or of its shapes, lies; `leading` is 1 for several, whose axis lies over RUN."""
     require_kind("layout", layout, Layout, wanted="what sharding.layout(mesh) returns")
 
     def of(path: str, leaf: Any) -> NamedSharding:

@@ -167,12 +167,13 @@ def require_room(runs: PyTree, spread: Spread, memory: int | None = None) -> Non
 
     Without `memory` it is what is free.
     """
-    needed = sharding.bytes_per_device(of_runs(spread, runs), runs) * (len(_own(spread)) if shares_memory(spread) else 1)
+    needed = sharding.bytes_per_device(of_runs(spread, runs), runs)
+    needed *= len(_own(spread)) if shares_memory(spread) else 1
     free = free_memory(spread) if memory is None else memory
     if needed > free:
         raise MemoryError(
-            f"{len(jax.tree.leaves(runs)[0])} runs keep {gib(needed)} and there are {gib(free)} of memory: fewer seeds or members, a "
-            "smaller replay capacity, or a sweep, which keeps results and not states"
+            f"{len(jax.tree.leaves(runs)[0])} runs keep {gib(needed)} and there are {gib(free)} of memory: fewer seeds "
+            "or members, a smaller replay capacity, or a sweep, which keeps results and not states"
         )
 
 

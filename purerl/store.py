@@ -53,7 +53,9 @@ class Store:
             archive.require_equal(about["run"], self.about, f"{directory} holds checkpoints of a run")
         except ValueError as error:
             raise checkpoint.Unfit(str(error)) from None
-        given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.given)
+        given = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.given
+        )
         found = checkpoint.restore(directory, {"given": given, "runs": runs, "history": checkpoint.REST})
         _require_same(found["given"], self.given, directory)
         history.go_on(found["history"], about["history"])

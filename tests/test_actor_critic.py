@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from purerl import returns
-from purerl.actor_critic import ActorCritic, Params, flat, permutation, shuffled
+from purerl.actor_critic import ActorCritic, Params
 from purerl.base import Box, Discrete, Network, Spec, Transition
+from purerl.batches import flat, permutation, shuffled
 from purerl.distributions import Categorical, Gaussian
 
 TIME, NUM_ENVS, FEATURES, ACTIONS = 5, 3, 2, 4

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import actor_critic, losses, optimizers
+from purerl import actor_critic, batches, losses, optimizers
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
 
@@ -60,8 +60,9 @@ def a2c(spec: Spec, actor: Network, critic: Network, *, torso: Network | None = 
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="a2c")
         steps = rollout.steps
-        advantage, value = network.advantages(state.params, steps, hypers.discount, hypers.trace_decay)
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, steps, advantage, advantage + value, hypers)
+        advantage, value = network.advantages(state.params, steps, hypers.discount, hypers.trace_decay, spec.groups)
+        batch = batches.flat((steps, advantage, advantage + value), spec.groups)
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, *batch, hypers)
         params, optimizer = optimizers.descend(state.params, gradient, state.optimizer, hypers, state.updates)
         return State(params=params, optimizer=optimizer, updates=state.updates + 1), metrics
 

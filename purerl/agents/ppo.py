@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import actor_critic, losses, optimizers, returns
+from purerl import actor_critic, batches, losses, optimizers, returns
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
 from purerl.checks import require_count, require_flag
@@ -94,7 +94,7 @@ def ppo(
 
     def batch_of(params, steps, hypers):
         advantage, value = network.advantages(params, steps, hypers.discount, hypers.trace_decay, spec.groups)
-        policy = actor_critic.by_rows(lambda rows: network.policy(params, rows), steps.observation, spec.groups)
+        policy = batches.by_rows(lambda rows: network.policy(params, rows), steps.observation, spec.groups)
         batch = Batch(
             observation=steps.observation,
             action=steps.action,
@@ -103,7 +103,7 @@ def ppo(
             advantage=advantage,
             target=advantage + value,
         )
-        return actor_critic.flat(batch, spec.groups)
+        return batches.flat(batch, spec.groups)
 
     def loss(params, batch, hypers):
         policy, value = network.both(params, batch.observation)
@@ -124,8 +124,7 @@ def ppo(
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="ppo")
         size = rollout.steps.reward.size
-        if size % minibatches:
-            raise ValueError(f"minibatches is {minibatches}, which does not divide the {size} steps of a rollout")
+        batches.require_parts("minibatches", minibatches, size, spec.groups)
         if normalize_advantages and size == minibatches:
             raise ValueError(f"minibatches is {minibatches}, of one step each: normalize_advantages takes two or more")
         batch = batch_of(state.params, rollout.steps, hypers)
@@ -143,7 +142,7 @@ def ppo(
         def one_epoch(carry):
             epoch, learner, _ = carry
             order_key = jax.random.fold_in(key, epoch)
-            order = actor_critic.shuffled(order_key, batch, minibatches, spec.groups)
+            order = batches.shuffled(order_key, batch, minibatches, spec.groups)
             learner, metrics = jax.lax.scan(descend, learner, order)
             return epoch + 1, learner, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl import actor_critic, loss_scale, losses, optimizers, returns, trust_region
+from purerl import actor_critic, batches, loss_scale, losses, optimizers, returns, trust_region
 from purerl.actor_critic import ActorCritic, Params
 from purerl.base import Agent, Network, Spec, no_memory, pytree_dataclass, require_hypers, require_num_envs
 from purerl.checks import require_count
@@ -75,7 +75,7 @@ def trpo(
 
     def improve(params, steps, advantage, hypers):
         """Return the torso and actor after a trust-region step, and what came of it."""
-        observation, action = actor_critic.flat((steps.observation, steps.action), spec.groups)
+        observation, action = batches.flat((steps.observation, steps.action), spec.groups)
         advantage = returns.standardized(advantage)
 
         def policy_of(parts):
@@ -117,7 +117,7 @@ def trpo(
             return optimizers.descend(params, gradient, optimizer, hypers, state.updates), error
 
         def one_pass(carry, key):
-            order = actor_critic.shuffled(key, batch, critic_minibatches, spec.groups)
+            order = batches.shuffled(key, batch, critic_minibatches, spec.groups)
             carry, errors = jax.lax.scan(descend, carry, order)
             return carry, jnp.mean(errors)
 
@@ -129,14 +129,10 @@ def trpo(
     def update(key, state, rollout, hypers):
         require_num_envs(rollout, spec.num_envs, what="trpo")
         steps, params = rollout.steps, state.params
-        if steps.reward.size % critic_minibatches:
-            raise ValueError(
-                f"critic_minibatches is {critic_minibatches}, which does not divide the {steps.reward.size} steps of a "
-                "rollout"
-            )
+        batches.require_parts("critic_minibatches", critic_minibatches, steps.reward.size, spec.groups)
         advantage, value = network.advantages(params, steps, hypers.discount, hypers.trace_decay, spec.groups)
         learned = advantage, advantage + value, steps.observation
-        advantage, target, observation = actor_critic.flat(learned, spec.groups)
+        advantage, target, observation = batches.flat(learned, spec.groups)
         (torso, actor), info, entropy = improve(params, steps, advantage, hypers)
         batch = network.features(torso, observation), target
         critic_params, optimizer, value_loss = fit(key, state, batch, hypers)

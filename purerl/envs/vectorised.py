@@ -66,12 +66,12 @@ def make(
     `observation_dtype` is what arrays are observed in, if not what the environment shows: bool for MinAtar's pictures,
     which gymnax shows as float32, takes a quarter of the memory wherever observations are kept, and a 32nd in replay,
     which packs bool into bits; bfloat16 takes half, and rounds floats to eight bits. Batches are drawn within `groups`
-    of neighbouring environments, of each as much, so that groups may lie on different devices. Without `restart` an ended
-    episode does not start anew: what follows means nothing.
+    of neighbouring environments, of each as much, so that groups may lie on different devices. Without `restart` an
+    ended episode does not start anew: what follows means nothing.
 
-    Raises ValueError for an unknown name (with the near misses), a count below one or groups unlike in size, a dtype that does not hold what is
-    observed (in a hundred random steps), or no `restart` where an environment has its own way to start anew; TypeError
-    for another object.
+    Raises ValueError for an unknown name (with the near misses), a count below one, groups that do not divide the
+    environments, a dtype that does not hold what is observed (in a hundred random steps), or no `restart` where an
+    environment has its own way to start anew; TypeError for another object.
     """
     require_count("num_envs", num_envs)
     require_count("groups", groups)

@@ -12,7 +12,7 @@ import pytest
 import rlax
 from agents.heads import ACTIONS, DIMENSIONS, FEATURES, KINDS, NUM_ENVS, apart, log_prob_of, networks_of, spec_of
 
-from purerl import actor_critic, envs, networks, rollout
+from purerl import envs, networks, rollout
 from purerl.agents import ppo
 from purerl.base import Network, Rollout, Transition, cast_hypers, pytree_dataclass
 from purerl.distributions import Categorical, Gaussian
@@ -186,7 +186,7 @@ class Book:
         gone = min(1.0, self.updates / h["learning_rate_horizon"])
         rate = h["learning_rate"] * (1 - gone + gone * h["learning_rate_end_fraction"])
         for epoch in range(epochs):
-            order = np.asarray(actor_critic.permutation(jax.random.fold_in(key, epoch), value.size))
+            order = np.asarray(batches.permutation(jax.random.fold_in(key, epoch), value.size))
             found = [
                 self.descend({name: leaf[part] for name, leaf in rows.items()}, rate)
                 for part in np.split(order, minibatches)

@@ -12,7 +12,7 @@ import pytest
 from agents.heads import ACTIONS, DIMENSIONS, FEATURES, KINDS, NUM_ENVS, apart, log_prob_of, networks_of, spec_of
 from jax.flatten_util import ravel_pytree
 
-from purerl import actor_critic, trust_region
+from purerl import trust_region
 from purerl.actor_critic import Params
 from purerl.agents import trpo
 from purerl.base import Rollout, Transition, cast_hypers
@@ -309,7 +309,7 @@ class Fit:
         rate = h.learning_rate * (1 - gone + gone * h.learning_rate_end_fraction)
         for one in jax.random.split(key, COUNTS["critic_epochs"]):
             losses = []
-            for part in np.split(actor_critic.permutation(one, target.size), COUNTS["critic_minibatches"]):
+            for part in np.split(batches.permutation(one, target.size), COUNTS["critic_minibatches"]):
                 found = self.step_of(self.critic, self.moments, features[part], target[part], rate)
                 self.critic, self.moments, loss, norm = found
                 losses.append(float(loss))
