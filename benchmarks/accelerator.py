@@ -30,7 +30,7 @@ from purerl import envs, loop, networks, precision, replay, rollout
 from purerl.agents import dqn, ppo
 from purerl.base import cast_hypers
 
-MOST_SECONDS = 420.0  # after so many no further figure is begun: an accelerator may be lent for ten minutes
+MOST_SECONDS = 420.0  # after so many no further figure is begun: so that the whole stays below ten minutes
 EPOCHS = 4  # of PPO, of each rollout
 MINIBATCHES = {"CartPole-v1": 4, "Breakout-MinAtar": 8}  # of each epoch, as in experiments/
 SAMPLES_PER_STEP = 4  # of DQN: batches of 4 N each time that N environments have stepped, as in dqn_minatar.py

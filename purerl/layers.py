@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,11 +63,15 @@ def orthogonal(scale: float = 1.0, *, steps: int = 40) -> Callable[..., Float[Ar
 
 
 def outputs(size: int, **named: Any) -> nn.Dense:
-    """Return a dense layer that sums in float32, and returns that, whatever it computes in: the last of a network.
+    """Return a dense layer that sums in float32 at least, and returns that, whatever it computes in: a network's last.
 
     Values that differ by less than a part in 256 are one in bfloat16, and which of them is largest is lost.
     """
-    summed = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+
+    def summed(rows: Array, kernel: Array, *arguments: Any, **options: Any) -> Array:
+        dtype = jnp.promote_types(rows.dtype, jnp.float32)
+        return jax.lax.dot_general(rows, kernel, *arguments, **(options | {"preferred_element_type": dtype}))
+
     return nn.Dense(size, dot_general=summed, **named)
 
 

@@ -25,7 +25,6 @@ from purerl.base import (
 )
 from purerl.checks import require_count, require_kind
 
-
 _FEW = 128  # environments, up to which comparing a number with all of them is quicker than halving
 
 
@@ -86,8 +85,8 @@ def uniform(spec: Spec, capacity: int, *, length: int = 1) -> Replay:
 
     `capacity` counts observations, over all environments, in the dtype in which they arrive (arrays of 8 or more bool
     as bits: an eighth of it, and read and written faster for it); an episode's end takes one more than its steps.
-    Adding and sampling cost O(rollout) and O(batch log N + N). Raises ValueError for a capacity that `num_envs` does not
-    divide, or too small to hold a sequence.
+    Adding and sampling cost O(rollout) and O(batch log N + N). Raises ValueError for a capacity that `num_envs`
+    does not divide, or too small to hold a sequence.
     """
     require_spec(spec, agent="a replay buffer")
     require_count("length", length)

@@ -91,6 +91,7 @@ def start(key: Key[Array, ""], agent: Agent, env: Any, env_params: PyTree) -> Ep
     )
 
 
+@jax.named_scope("rollout")  # by which a compiled program tells what of it is one
 def unroll(
     keys: StepKeys,
     agent: Agent,

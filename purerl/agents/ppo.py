@@ -144,7 +144,7 @@ def ppo(
             order_key = jax.random.fold_in(key, epoch)
             order = batches.shuffled(order_key, batch, minibatches, spec.groups)
             learner, metrics = jax.lax.scan(descend, learner, order)
-            return epoch + 1, learner, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
+            return epoch + 1, learner, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0, dtype=jnp.float32), metrics)
 
         nothing = {name: jnp.float32(0.0) for name in ("surrogate", "value_loss", "entropy", "kl", "clipped")}
         learner = state.params, state.optimizer
