@@ -10,6 +10,7 @@ from purerl.agents import dqn
 from purerl.base import Spec
 from purerl.checks import require_count, require_number
 from purerl.driver import Phase
+from purerl.layers import Blocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Settings(cli.Settings):
     total_steps: int = 500_000
     filters: tuple[int, ...] = ()  # 3 x 3 filters of each convolution before the hidden layers, for pictures
     hidden: tuple[int, ...] = (120, 84)  # widths of the network's hidden layers
+    blocks: Blocks = "dense"  # what hidden layers are; residual and transformer blocks are of one width
+    heads: int = 4  # of each transformer block's attention; other blocks have none
     dueling: bool = False  # the network ends in state values and advantages
     precision: precision.Preset = "float32"  # what the network computes in
     double: bool = True  # the online network chooses the action, the target network judges it
@@ -44,7 +47,8 @@ def phases(settings: Settings, spec: Spec) -> list[Phase]:
     if settings.explore == "epsilon_greedy":
         for name in ("exploration_start", "exploration_end"):
             require_number(f"hypers.{name}", getattr(settings.hypers, name), least=0.0, most=1.0)
-    network = networks.action_values(spec, settings.hidden, filters=settings.filters, dueling=settings.dueling)
+    layers = {name: getattr(settings, name) for name in ("filters", "blocks", "heads", "dueling")}
+    network = networks.action_values(spec, settings.hidden, **layers)
     learner = dqn.dqn(
         spec,
         precision.preset(network, settings.precision),

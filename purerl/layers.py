@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from purerl.base import Discrete
+from purerl.base import Box, Discrete
 from purerl.checks import require_count, require_number
+
+Blocks = Literal["dense", "residual", "transformer"]  # what a torso's hidden layers are
 
 
 def encode(space: PyTree, observation: PyTree) -> Float[Array, "*batch features"]:
@@ -124,10 +126,88 @@ class Convolutions(nn.Module):
         return image
 
 
+class ResidualBlock(nn.Module):
+    """Two dense layers beside the stream that they add to: [*batch, width] -> [*batch, width].
+
+        x + down(activation(up(LayerNorm(x))))        four times as wide inside
+
+    He et al. 2016; the normalisation comes first, and the stream itself is only added to (Xiong et al. 2020). It is
+    float32, as are the sums that are added, whatever the layers compute in. Split over devices, `up` by its columns
+    and `down` by its rows, a block takes one sum over them each way (Shoeybi et al. 2019, section 3).
+    """
+
+    activation: Callable[[Array], Array] = nn.relu
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, stream: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Return the stream after the block."""
+        width = stream.shape[-1]
+        rows = stream.reshape(-1, width)  # for the gradient's sake, as in an MLP
+        inside = nn.Dense(4 * width, kernel_init=self.kernel_init, name="mlp_up")(nn.LayerNorm()(rows))
+        rows += outputs(width, kernel_init=self.kernel_init, name="mlp_down")(self.activation(inside))
+        return rows.reshape(stream.shape)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention among tokens, then a residual block for each: [*batch, tokens, width] -> the same shape.
+
+        x + attention(LayerNorm(x)),   attention = concat_h(softmax(Q_h K_h' / sqrt(width / heads)) V_h) W
+
+    Vaswani et al. 2017, section 3.2, with the softmax in float32. Every token sees all others.
+    """
+
+    heads: int
+    activation: Callable[[Array], Array] = nn.relu
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, stream: Float[Array, "*batch tokens width"]) -> Float[Array, "*batch tokens width"]:
+        """Return the stream after the block."""
+        # Of flax's own function a softmax in float32 makes float32 of the product with the values, too.
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads, kernel_init=self.kernel_init, attention_fn=jax.nn.dot_product_attention, name="attention"
+        )
+        rows = stream.reshape(-1, *stream.shape[-2:])  # jax's takes one leading axis
+        rows += attention(nn.LayerNorm()(rows))
+        return ResidualBlock(self.activation, self.kernel_init)(rows).reshape(stream.shape)
+
+
+class PixelTokens(nn.Module):
+    """One token for each pixel: a linear map of its channels, and a vector that is learned for its place."""
+
+    width: int
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "*batch height width channels"]
+    ) -> Float[Array, "*batch tokens {self.width}"]:
+        """Return the tokens, row by row."""
+        pixels = image.reshape(*image.shape[:-3], -1, image.shape[-1])
+        place = self.param("place", nn.initializers.normal(1.0), (pixels.shape[-2], self.width))
+        return outputs(self.width, kernel_init=self.kernel_init, name="embed")(pixels) + place
+
+
+class FeatureTokens(nn.Module):
+    """One token for each feature: x_i weight_i + bias_i (Gorishniy et al. 2021, section 3.3)."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*batch tokens"]) -> Float[Array, "*batch tokens {self.width}"]:
+        """Return the tokens."""
+        shape = features.shape[-1], self.width
+        weight, bias = (self.param(name, nn.initializers.normal(1.0), shape) for name in ("weight", "bias"))
+        return features[..., None] * weight + bias
+
+
 class Torso(nn.Module):
     """What comes before the heads: observations of `space` [*batch, ...] -> features [*batch, hidden[-1]].
 
-    Convolutions, if there are `filters`, then the hidden layers, with an activation after each.
+    Convolutions, if there are `filters`, then the hidden layers: `dense` ones, with an activation after each, or as
+    many blocks of one width, `residual` or `transformer`, normalised at the end. The tokens of transformers are the
+    pixels of images [height, width, channels], and otherwise the features of `encode`; their mean is returned.
     """
 
     space: Any
@@ -135,16 +215,34 @@ class Torso(nn.Module):
     activation: Callable[[Array], Array] = nn.relu
     filters: Sequence[int] = ()
     kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    blocks: Blocks = "dense"
+    heads: int = 4  # of transformers' attention
 
     @nn.compact
     def __call__(self, observation: PyTree) -> Float[Array, "*batch features"]:
         """Return the features."""
-        if self.filters:
-            image = jnp.asarray(observation, jnp.float32)
-            image = Convolutions(self.filters, self.activation, self.kernel_init)(image)
-            features = image.reshape(*image.shape[:-3], -1)
-        else:
-            features = encode(self.space, observation)
+        made_with = self.activation, self.kernel_init
+        pixels = self.blocks == "transformer" and isinstance(self.space, Box) and len(self.space.shape) == 3
+        image = None
+        if self.filters or pixels:
+            image = Convolutions(self.filters, *made_with)(jnp.asarray(observation, jnp.float32))
+
+        if self.blocks == "transformer":
+            width = self.hidden[-1]
+            if image is None:
+                tokens = FeatureTokens(width)(encode(self.space, observation))
+            else:
+                tokens = PixelTokens(width, self.kernel_init)(image)
+            for _ in self.hidden:
+                tokens = TransformerBlock(self.heads, *made_with)(tokens)
+            return jnp.mean(nn.LayerNorm()(tokens), axis=-2)
+
+        features = encode(self.space, observation) if image is None else image.reshape(*image.shape[:-3], -1)
         if not self.hidden:
             return features
-        return self.activation(MLP(self.hidden, self.activation, self.kernel_init, inner=True)(features))
+        if self.blocks == "dense":
+            return self.activation(MLP(self.hidden, *made_with, inner=True)(features))
+        stream = outputs(self.hidden[0], kernel_init=self.kernel_init, name="embed")(features)
+        for _ in self.hidden:
+            stream = ResidualBlock(*made_with)(stream)
+        return nn.LayerNorm()(stream)

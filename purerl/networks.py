@@ -1,10 +1,10 @@
-"""Networks for agents: action values, policies and state values, with convolutions or not, apart or on one torso."""
+"""Networks for agents: action values, policies and state values, apart or on one torso of dense layers or of blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from purerl.base import Box, Discrete, Network, Spec, from_linen, require_discrete, require_spec
-from purerl.checks import is_count, require_flag, require_function, require_kind
+from purerl.checks import is_count, require_count, require_flag, require_function, require_kind, shown
 from purerl.distributions import Categorical, Gaussian, SquashedGaussian
-from purerl.layers import MLP, Torso, orthogonal
+from purerl.layers import MLP, Blocks, Torso, orthogonal
 
 _HIDDEN, _SMALL = orthogonal(math.sqrt(2.0)), orthogonal(0.01)
 
@@ -24,6 +24,7 @@ class ActionValues(nn.Module):
 
     With `filters`, convolutions come before the hidden layers. If `dueling`, the last hidden layer is there twice, for
     V(s) and for the advantages A(s, .), and Q(s, a) = V(s) + A(s, a) - mean A(s, .) (Wang et al. 2016, equation 9).
+    Blocks that are not dense are all shared, and V and A are linear in their features.
     """
 
     space: Any
@@ -32,16 +33,20 @@ class ActionValues(nn.Module):
     activation: Callable[[Array], Array] = nn.relu
     filters: Sequence[int] = ()
     dueling: bool = False
+    blocks: Blocks = "dense"
+    heads: int = 4
 
     @nn.compact
     def __call__(self, observation: PyTree) -> Float[Array, "*batch actions"]:
         """Return the action values."""
-        shared = self.hidden[:-1] if self.dueling else self.hidden
-        features = Torso(self.space, shared, self.activation, self.filters)(observation)
+        shared = self.hidden[:-1] if self.dueling and self.blocks == "dense" else self.hidden
+        torso = Torso(self.space, shared, self.activation, self.filters, blocks=self.blocks, heads=self.heads)
+        features = torso(observation)
         if not self.dueling:
             return MLP((self.actions,))(features)
-        value = MLP((*self.hidden[-1:], 1), self.activation)(features)
-        advantage = MLP((*self.hidden[-1:], self.actions), self.activation)(features)
+        twice = self.hidden[len(shared) :]
+        value = MLP((*twice, 1), self.activation)(features)
+        advantage = MLP((*twice, self.actions), self.activation)(features)
         return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 
@@ -51,19 +56,26 @@ def action_values(
     activation: Callable[[Array], Array] = nn.relu,
     *,
     filters: Sequence[int] = (),
+    blocks: Blocks = "dense",
+    heads: int = 4,
     dueling: bool = False,
 ) -> Network:
     """Return a network (observation) -> Q(s, .) with these hidden layers.
 
     `filters` puts layers of so many 3 x 3 convolutions before them, for images [height, width, channels]; `dueling`
-    ends in V(s) and advantages. Raises ValueError unless actions are discrete, widths at least 1, and images large
-    enough.
+    ends in V(s) and advantages. With `blocks` each of `hidden` is a residual block of two dense layers, or a
+    transformer's block that attends with so many `heads` (`layers.Torso`); their widths are equal.
+
+    Raises ValueError unless actions are discrete, widths at least 1, and images large enough; and for blocks of
+    several widths or none, and heads that do not divide the width.
     """
     require_spec(spec, agent="an action-value network")
     actions = require_discrete(spec.action, what="action", agent="an action-value network")
-    _require_layers(spec, hidden, activation, filters)
+    _require_layers(spec, hidden, activation, filters, blocks, heads)
     require_flag("dueling", dueling)
-    return from_linen(ActionValues(spec.observation, actions, tuple(hidden), activation, tuple(filters), dueling))
+    return from_linen(
+        ActionValues(spec.observation, actions, tuple(hidden), activation, tuple(filters), dueling, blocks, heads)
+    )
 
 
 # --- policies and state values --------------------------------------------------------------------------------------
@@ -118,9 +130,11 @@ def policy(
     activation: Callable[[Array], Array] = nn.tanh,
     *,
     filters: Sequence[int] = (),
+    blocks: Blocks = "dense",
+    heads: int = 4,
     squash: bool = False,
 ) -> Network:
-    """Return a network (observation) -> distribution over actions, with these hidden layers; `filters` as above.
+    """Return a network (observation) -> distribution over actions, with these hidden layers, all as above.
 
     Discrete actions: `Categorical`. Arrays [D]: `Gaussian`, whose actions the environment clips to its bounds; or with
     `squash` `SquashedGaussian`, which keeps to them. The last layer starts small: all actions are about as likely.
@@ -137,7 +151,7 @@ def policy(
         head = GaussianHead(space, squash)
     else:
         raise ValueError(f"a policy network takes discrete actions or arrays [D], and this environment's are {space}")
-    return _before(head, spec, hidden, activation, filters)
+    return _before(head, spec, hidden, activation, filters, blocks, heads)
 
 
 def state_values(
@@ -146,9 +160,11 @@ def state_values(
     activation: Callable[[Array], Array] = nn.tanh,
     *,
     filters: Sequence[int] = (),
+    blocks: Blocks = "dense",
+    heads: int = 4,
 ) -> Network:
-    """Return a network (observation) -> V(s), with these hidden layers; `filters` as above."""
-    return _before(StateValue(), spec, hidden, activation, filters)
+    """Return a network (observation) -> V(s), with these hidden layers, all as above."""
+    return _before(StateValue(), spec, hidden, activation, filters, blocks, heads)
 
 
 class SharedTorso(NamedTuple):
@@ -164,6 +180,8 @@ def torso(
     activation: Callable[[Array], Array] = nn.tanh,
     *,
     filters: Sequence[int] = (),
+    blocks: Blocks = "dense",
+    heads: int = 4,
 ) -> SharedTorso:
     """Return a network (observation) -> features that a policy and a value can share.
 
@@ -171,11 +189,11 @@ def torso(
 
     Raises ValueError without hidden layers.
     """
-    _require_layers(spec, hidden, activation, filters)
+    _require_layers(spec, hidden, activation, filters, blocks, heads)
     if not hidden:
         raise ValueError("hidden is (); a shared torso takes at least one layer")
     features = Box((hidden[-1],), np.dtype(np.float32), -np.inf, np.inf)
-    network = from_linen(Torso(spec.observation, tuple(hidden), activation, tuple(filters), _HIDDEN))
+    network = from_linen(Torso(spec.observation, tuple(hidden), activation, tuple(filters), _HIDDEN, blocks, heads))
     return SharedTorso(network=network, spec=spec._replace(observation=features))
 
 
@@ -185,16 +203,19 @@ def _before(
     hidden: Sequence[int],
     activation: Callable[[Array], Array],
     filters: Sequence[int],
+    blocks: Blocks,
+    heads: int,
 ) -> Network:
     """Return the network of a torso and a head."""
-    _require_layers(spec, hidden, activation, filters)
-    return from_linen(
-        nn.Sequential([Torso(spec.observation, tuple(hidden), activation, tuple(filters), _HIDDEN), head])
-    )
+    _require_layers(spec, hidden, activation, filters, blocks, heads)
+    below = Torso(spec.observation, tuple(hidden), activation, tuple(filters), _HIDDEN, blocks, heads)
+    return from_linen(nn.Sequential([below, head]))
 
 
-def _require_layers(spec: Spec, hidden: Sequence[int], activation: Any, filters: Sequence[int]) -> None:
-    """Raise a TypeError or ValueError unless widths are at least 1, and images large enough for the filters."""
+def _require_layers(
+    spec: Spec, hidden: Sequence[int], activation: Any, filters: Sequence[int], blocks: Any, heads: Any
+) -> None:
+    """Raise a TypeError or ValueError unless layers can be made so, and images are large enough for the filters."""
     require_spec(spec, agent="a network")
     require_function("activation", activation, wanted="a function such as nn.relu")
     for name, widths in {"hidden": hidden, "filters": filters}.items():
@@ -209,3 +230,17 @@ def _require_layers(spec: Spec, hidden: Sequence[int], activation: Any, filters:
                 f"filters is {tuple(filters)}, and observations are {spec.observation}; convolutions take images "
                 f"[height, width, channels] of at least {least} x {least}"
             )
+    _require_blocks(hidden, blocks, heads)
+
+
+def _require_blocks(hidden: Sequence[int], blocks: Any, heads: Any) -> None:
+    """Raise a ValueError unless there are such blocks, of the widths of `hidden` and with so many heads."""
+    if blocks not in get_args(Blocks):
+        raise ValueError(f"blocks is {shown(blocks)}; it takes {', '.join(get_args(Blocks))}")
+    require_count("heads", heads)
+    if blocks == "dense":
+        return
+    if len(set(hidden)) != 1:
+        raise ValueError(f"hidden is {tuple(hidden)}; {blocks} blocks take one width or more, all equal: (64, 64)")
+    if blocks == "transformer" and hidden[0] % heads:
+        raise ValueError(f"heads is {heads}; it takes a divisor of the blocks' width, which is {hidden[0]}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 
 from purerl import cli, networks, normalize, precision
 from purerl.base import Agent, Network, Spec
+from purerl.layers import Blocks
 
 
 class Networks(NamedTuple):
@@ -28,6 +29,8 @@ class Settings(cli.Settings):
     env: str = "CartPole-v1"
     filters: tuple[int, ...] = ()  # 3 x 3 filters of each convolution before the hidden layers, for pictures
     hidden: tuple[int, ...] = (64, 64)  # widths of each network's hidden layers
+    blocks: Blocks = "dense"  # what hidden layers are; residual and transformer blocks are of one width
+    heads: int = 4  # of each transformer block's attention; other blocks have none
     activation: Literal["tanh", "relu"] = "tanh"
     shared_torso: bool = False  # policy and value share all layers but the last
     precision: precision.Preset = "float32"  # what networks compute in
@@ -38,12 +41,11 @@ class Settings(cli.Settings):
 
 def networks_of(settings: Settings, spec: Spec) -> Networks:
     """Return the networks that the settings ask for."""
-    activation = getattr(nn, settings.activation)
-    layers = {"hidden": settings.hidden, "activation": activation, "filters": settings.filters}
+    layers: dict[str, Any] = {name: getattr(settings, name) for name in ("hidden", "filters", "blocks", "heads")}
+    layers["activation"] = getattr(nn, settings.activation)
     torso = networks.torso(spec, **layers) if settings.shared_torso else None
     if torso:
-        spec = torso.spec
-        layers |= {"hidden": (), "filters": ()}
+        spec, layers = torso.spec, {"hidden": ()}
     computing = functools.partial(precision.preset, name=settings.precision)
     return Networks(
         actor=computing(networks.policy(spec, **layers, squash=settings.squash)),

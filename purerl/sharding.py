@@ -23,7 +23,8 @@ from purerl.checks import require_count, require_kind, shown
 RUN, DATA, MODEL = "run", "data", "model"
 
 # Layers in pairs (Shoeybi et al. 2019): the first by its columns, so that its activations are split, the second by its
-# rows, so that one sum over `model` makes their outputs whole. Of what `networks` makes, torsos are split, heads not.
+# rows, so that one sum over `model` makes their outputs whole; attention likewise, each of its heads on one device. Of
+# what `networks` makes, torsos are split, and the last layers, of policies and values, are not.
 _TORSO = r"(Torso_0|layers_0|torso/params)/MLP_0/"
 RULES: tuple[tuple[str, P], ...] = (
     (_TORSO + r"Dense_\d*[02468]/kernel$", P(None, MODEL)),
@@ -32,6 +33,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"_up/kernel$", P(None, MODEL)),
     (r"_up/bias$", P(MODEL)),
     (r"_down/kernel$", P(MODEL, None)),
+    (r"/attention/(query|key|value)/kernel$", P(None, MODEL, None)),
+    (r"/attention/(query|key|value)/bias$", P(MODEL, None)),
+    (r"/attention/out/kernel$", P(MODEL, None, None)),
     (r"(^|/)episodes/", P(DATA)),
     (r"/buffer/", P(DATA)),
 )

@@ -215,6 +215,14 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("ppo", "--hidden -1", "hidden is (-1,); each layer takes at least 1"),
         untyped("ppo", "--hidden 8,8"),
     ),
+    "policy_cli.blocks": (
+        bad("ppo", "--blocks residual --hidden 8 4", "hidden is (8, 4); residual blocks take one width or more"),
+        untyped("ppo", "--blocks convolutional"),
+    ),
+    "policy_cli.heads": (
+        *count("ppo", "--heads", "heads", 1),
+        bad("ppo", "--blocks transformer --heads 3", "heads is 3; it takes a divisor of the blocks' width, which is 8"),
+    ),
     "policy_cli.activation": (untyped("ppo", "--activation sigmoid"), untyped("ppo", "--activation 3")),
     "policy_cli.shared_torso": (
         bad("reinforce", "--shared-torso", "shared_torso is True; reinforce takes networks that are apart"),
@@ -269,6 +277,14 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "dqn.hidden": (
         bad("dqn", "--hidden 8 0", "hidden is (8, 0); each layer takes at least 1"),
         untyped("dqn", "--hidden wide"),
+    ),
+    "dqn.blocks": (
+        bad("dqn", "--blocks residual --hidden 8 4", "hidden is (8, 4); residual blocks take one width or more"),
+        untyped("dqn", "--blocks convolutional"),
+    ),
+    "dqn.heads": (
+        *count("dqn", "--heads", "heads", 1),
+        bad("dqn", "--blocks transformer --heads 3", "heads is 3; it takes a divisor of the blocks' width, which is 8"),
     ),
     "dqn.n_step": (
         *count("dqn", "--n-step", "n_step", 1),

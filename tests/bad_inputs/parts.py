@@ -39,6 +39,13 @@ def network_of(name: str, make: Callable[..., Any]) -> tuple[Row, ...]:
         row("filters for vectors", lambda: make(CART, filters=(16,)), ValueError, "filters is (16,)", "images"),
         row("more filters than pixels", lambda: make(PICTURE, filters=(8,) * 5), ValueError, "filters is", "11 x 11"),
         row("no filter in a layer", lambda: make(PICTURE, filters=(0,)), ValueError, "filters is (0,)"),
+        row("blocks of no kind", lambda: make(CART, blocks="conv"), ValueError, "blocks is 'conv'", "dense, residual"),
+        row("a flag for blocks", lambda: make(CART, blocks=True), ValueError, "blocks is True", "transformer"),
+        row("blocks of two widths", lambda: make(CART, (64, 32), blocks="residual"), ValueError, "hidden is (64, 32)"),
+        row("not one block", lambda: make(CART, (), blocks="transformer"), ValueError, "hidden is ()", "all equal"),
+        row("no head", lambda: make(CART, heads=0), ValueError, "heads is 0", "at least 1"),
+        row("a fraction of a head", lambda: make(CART, heads=2.5), ValueError, "heads is 2.5", "a whole number"),
+        row("heads of no size", lambda: make(CART, (6,), blocks="transformer"), ValueError, "heads is 4", "divisor"),
     )
 
 
