@@ -99,6 +99,8 @@ class Settings(Place):
         groups = self.groups or sizes.get(sharding.DATA, 1)
         if self.groups is not None:
             checks.require_count("groups", self.groups)
+        if groups % (data := sizes.get(sharding.DATA, 1)):
+            raise ValueError(f"groups is {groups} and mesh is {self.mesh}; it takes a multiple of {data}")
         if self.num_envs % groups:
             given = f"groups is {groups}" if self.groups else f"mesh is {self.mesh}"
             raise ValueError(f"num_envs is {self.num_envs} and {given}; it takes a multiple of {groups}")

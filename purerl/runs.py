@@ -17,6 +17,7 @@ from purerl.base import Spec
 from purerl.folders import CHECKPOINTS
 from purerl.interrupts import Interrupt, Stopped
 from purerl.metrics import Progress
+from purerl.spread import Spread
 
 
 def run(
@@ -30,7 +31,7 @@ def run(
     with cli.bad_input():
         cli.require_sensible(hypers)
         spreading = cli.spread_of(settings, settings.seeds)
-        _require_mesh(settings)
+        _require_mesh(settings, spreading)
         env = cli.environments(settings)
         eval_env = envs.make(settings.env, settings.eval_episodes, observation_dtype=settings.observation_dtype)
         env_params = cli.env_params_of(env, settings.env_params)
@@ -69,9 +70,12 @@ def run(
     return results.load_run(directory)
 
 
-def _require_mesh(settings: cli.Settings) -> None:
+def _require_mesh(settings: cli.Settings, spreading: Spread) -> None:
     if settings.mesh is None:
         cli.require_one_process("a run without --mesh would be done by each")
+    elif settings.seeds % spreading.shares:
+        by = spreading.shares
+        raise ValueError(f"seeds is {settings.seeds} and mesh is {settings.mesh}; it takes a multiple of {by}")
 
 
 def _opened(directory: Path, description: dict[str, Any], *, resume: str | None) -> folders.Folder:

@@ -61,7 +61,15 @@ def collected(spec, steps):
     observation = jnp.broadcast_to(reward[..., None], (*reward.shape, 4))
     never = jnp.zeros_like(reward, bool)
     action = jnp.zeros(reward.shape, jnp.int32)
-    return Rollout(Transition(observation, action, reward, never, never, observation + 1), ())
+    steps = Transition(
+        observation=observation,
+        action=action,
+        reward=reward,
+        terminated=never,
+        truncated=never,
+        next_observation=observation + 1,
+    )
+    return Rollout(steps=steps, memory=())
 
 
 def test_a_grouped_buffer_samples_as_much_of_each_group_and_what_was_added():

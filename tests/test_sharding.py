@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -60,15 +59,15 @@ def test_rollouts_are_without_collectives_and_learning_has_those_that_it_must():
         assert (leaves > 0, held) == (True, [whole // model])
     # PPO on both axes. Of a minibatch: the sum over `model` after the second layer (actor and critic in one), that of
     # the gradients over `data`, that of their norm over `model`, and three to standardise advantages. Backwards there
-    # is none over `model`: it is for the gradient of what the pair of layers reads, and that is data. Once: what acts is
-    # gathered (two kernels and a bias), and the networks read the rollout.
+    # is none over `model`: it is for the gradient of what the pair of layers reads, and that is data. Once: what acts
+    # is gathered (two kernels and a bias), and the networks read the rollout.
     assert places_of(wide) == {
         ("all-reduce", "minibatch"): 6,
         ("all-gather", "update"): 3,
         ("all-reduce", "update"): 1,
     }
     # DQN on `model` alone. Of an update: the sums of three passes in one, and the norm; what acts is gathered once.
-    assert places_of(deep) == {("all-reduce", "minibatch"): 2, ("all-gather", "update"): 3}
+    assert Counter(kind for kind, _ in deep["collectives"]) == {"all-reduce": 2, "all-gather": 3}
 
 
 def test_a_vmapped_sweep_has_an_axis_of_its_own_on_a_mesh():
@@ -80,33 +79,30 @@ def test_a_vmapped_sweep_has_an_axis_of_its_own_on_a_mesh():
 
 @pytest.mark.slow
 def test_every_mesh_makes_the_same_run(slow_result):
-    cases = [(agent, "CartPole-v1") for agent in ("ppo", "trpo", "dqn", "trpo_undamped")] + [
-        ("ppo", "Breakout-MinAtar")
-    ]
+    cases = [(agent, "CartPole-v1") for agent in ("ppo", "trpo", "dqn", "trpo_undamped")]
+    cases.append(("ppo", "Breakout-MinAtar"))
     told = []
     for agent, env in cases:
         found = on_eight(*[f"{agent}:{env}:{data},{model}" for data, model in MESHES])
         for one, (_, model) in zip(found, MESHES, strict=True):
-            leaves, whole, *held = one["split"]
+            _, whole, *held = one["split"]
             assert held == [whole // model], one["asked"]
             assert not [place for _, place in one["collectives"] if "rollout" in place]
             assert one["discrete states"], one["asked"]
             assert agent == "trpo_undamped" or one["params"] <= 1e-5, one["asked"]
+        params, later, states = (max(one[name] for one in found) for name in ("params", "params after ten", "states"))
         told.append(
-            f"{agent} {env}: parameters within {max(one['params'] for one in found):.1e} after one update and "
-            f"{max(one['params after ten'] for one in found):.1e} after ten, floats of states {max(one['states'] for one in found):.1e}"
+            f"{agent} {env}: parameters {params:.1e} after one update, {later:.1e} after ten, states {states:.1e}"
         )
-    slow_result("; ".join(told) + f"; discrete states bit-equal on {MESHES}")
+    slow_result("; ".join(told) + f"; discrete states bit-equal; on {MESHES}")
 
 
 @pytest.mark.slow
 def test_in_float64_meshes_differ_by_nothing_but_its_rounding(slow_result):
-    found = on_eight("ppo:CartPole-v1:4,2", "a2c:CartPole-v1:2,4", JAX_ENABLE_X64="1")
+    found = on_eight("ppo:CartPole-v1:4,2", "ppo:CartPole-v1:2,4", JAX_ENABLE_X64="1")
     assert all(one["params"] <= 1e-10 and one["params after ten"] <= 1e-10 for one in found)
-    told = [
-        f"{one['asked']} {one['params']:.1e} after one update, {one['params after ten']:.1e} after ten" for one in found
-    ]
-    slow_result("; ".join(told))
+    told = [f"{one['asked']} {one['params']:.1e} after one update, {one['params after ten']:.1e}" for one in found]
+    slow_result("; ".join(told) + " after ten")
 
 
 # --- on the two devices of this process -----------------------------------------------------------------------------
@@ -144,25 +140,23 @@ def test_the_driver_trains_on_a_mesh_what_it_trains_on_single_devices(sizes):
     np.testing.assert_array_equal(whole.evaluation_returns, split.evaluation_returns)
     (axis,) = sizes
     kernel = split.runs.agent.params.actor["params"]["layers_0"]["MLP_0"]["Dense_0"]["kernel"]
-    assert kernel.sharding.spec == {"data": P("run"), "model": P("run", None, "model"), "run": P("run")}[axis] or (
-        kernel.sharding.shard_shape(kernel.shape) == {"data": (2, 4, 8), "model": (2, 4, 4), "run": (1, 4, 8)}[axis]
-    )
     lengths = split.runs.episodes.episode_length
-    assert lengths.sharding.shard_shape(lengths.shape) == {"data": (2, 2), "model": (2, 4), "run": (1, 4)}[axis]
+    held = [leaf.sharding.shard_shape(leaf.shape) for leaf in (kernel, lengths)]
+    wanted = {"data": [(2, 4, 8), (2, 2)], "model": [(2, 4, 4), (2, 4)], "run": [(1, 4, 8), (1, 4)]}
+    assert held == wanted[axis]
 
 
 def test_a_run_goes_on_over_another_mesh_than_it_was_saved_on(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        driven(mesh_of(data=2), steps=80, checkpoints=checkpoints, checkpoint_every=80)
-    assert checkpoint.steps(tmp_path) == []  # nothing is due at the end of so short a run
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
         whole = driven(mesh_of(data=2), checkpoints=checkpoints, checkpoint_every=80)
-    (step, *_) = checkpoint.steps(tmp_path)
-    assert step == 80
+    last = checkpoint.steps(tmp_path)[-1]
+    assert last == 160
+    (tmp_path / f"{last}.json").unlink()  # as if it had been killed while it saved the end
+    (tmp_path / f"{last}.begun").touch()
     for layout in (mesh_of(model=2), None):
         with checkpoint.Checkpoints(tmp_path) as checkpoints:
             again = driven(layout, checkpoints=checkpoints, checkpoint_every=0)
-        assert again.compile_seconds > 0
+        assert again.metrics["environment_steps"].tolist() == [[80, 160]] * 2
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.runs.agent.params, again.runs.agent.params
         )
@@ -187,7 +181,7 @@ def test_widths_and_groups_that_do_not_divide_are_told():
     layout = mesh_of(model=2)
     env = cart()
     both = networks.policy(env.spec, (7, 7)), networks.state_values(env.spec, (8, 8))
-    with pytest.raises(ValueError, match=r"Dense_0/kernel has shape \(4, 7\), of which 7 is not divided by the 2 dev"):
+    with pytest.raises(ValueError, match=r"Dense_0/bias has shape \(7,\), of which 7 is not divided by the 2 dev"):
         loop.begin(jax.random.key(0), a2c.a2c(env.spec, *both), env, cast_hypers(a2c.Hypers()), layout=layout)
     heads = networks.policy(env.spec, (6, 6), blocks="transformer", heads=3), networks.state_values(env.spec, ())
     with pytest.raises(ValueError, match=r"attention/.* has shape .* of which 3 is not divided by the 2 devices along"):
@@ -230,7 +224,7 @@ def test_pmap_takes_the_same_runs_one_for_each_device():
     train = training.trainer([loop.Phase(agent, 32)], env, length=4)
     keys = driver.seed_keys(0, 2)
     mapped = jax.pmap(train, in_axes=(0, None))(keys, hypers)
-    found = sweep.run(train, keys, points.listed(hypers)).outputs
+    found = sweep.run(train, keys, points.grid(hypers)).outputs
     for name, column in mapped.items():
         np.testing.assert_allclose(column, found[name][0], rtol=1e-5, err_msg=name)
 
@@ -242,4 +236,3 @@ def test_scripts_take_a_mesh_and_groups_of_its_size():
     assert cli.layout_of(settings).mesh.shape == {"run": 1, "data": 2, "model": 1}
     assert cli.environments(settings).spec.groups == 2
     assert str(cli.spread_of(settings, 3)) == "2 cpu devices as run 1 x data 2 x model 1, one run after another"
-    assert jnp.ndim(settings.num_envs) == 0

@@ -167,6 +167,29 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("q_learning", "--devices 99", "devices is 99; there are "),
         untyped("q_learning", "--devices all"),
     ),
+    "cli.mesh": (
+        bad("q_learning", "--mesh 8", "mesh is '8'; it takes sizes of its axes data, model and run, as data=4,model=2"),
+        bad("q_learning", "--mesh data=99 --num-envs 99", "mesh is run 1 x data 99 x model 1; there are "),
+        bad("q_learning", "--mesh data=2 --num-envs 3", "num_envs is 3 and mesh is data=2; it takes a multiple of 2"),
+        bad("q_learning", "--mesh data=2 --num-envs 2 --debug-nans", "debug_nans is True and mesh is data=2"),
+        bad("q_learning", "--mesh data=2 --num-envs 2 --devices 1", "devices is 1 and a layout is given"),
+        bad("q_learning", "--mesh run=2 --seeds 3", "seeds is 3 and mesh is run=2; it takes a multiple of 2"),
+        bad(
+            "a2c", "--mesh model=2 --hidden 7 7 --num-envs 2", "of which 7 is not divided by the 2 devices along model"
+        ),
+        bad("ppo", "--mesh data=2 --minibatches 3 --num-envs 4 --length 4", "minibatches is 3, which does not divide"),
+        bad("dqn", "--mesh data=2 --batch-size 7", "batch_size is 7, which the 2 groups of environments do not divide"),
+    ),
+    "cli.groups": (
+        bad("q_learning", "--groups 0", "groups is 0; it takes a whole number of at least 1"),
+        bad("q_learning", "--groups 3 --num-envs 4", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
+        bad(
+            "q_learning",
+            "--groups 3 --num-envs 3 --mesh data=2",
+            "groups is 3 and mesh is data=2; it takes a multiple of 2",
+        ),
+        untyped("q_learning", "--groups all"),
+    ),
     "cli.together": count("q_learning", "--together", "together", 1),
     "cli.memory": (
         bad("q_learning", "--memory 0", "memory is 0.0; it takes a positive number of GiB"),

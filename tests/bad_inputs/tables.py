@@ -6,7 +6,7 @@ import importlib
 
 from bad_inputs.rows import Row
 
-AREAS = ("agents", "environments", "host", "kept", "parts", "running", "searches")
+AREAS = ("agents", "environments", "host", "kept", "parts", "running", "scale", "searches")
 
 ROWS: dict[str, tuple[Row, ...]] = {}
 FEW: dict[str, str] = {}
@@ -116,7 +116,25 @@ EXEMPT = {
     "spread.require_room": "a check itself",
     "spread.gib": "machinery of drivers: bytes in words",
     "spread.mesh_of": "machinery of drivers, on what spread.choose returned",
-    "spread.shares": "machinery of drivers, on what spread.choose returned",
+    "spread.in_shares": "machinery of drivers, on what spread.choose returned",
+    "spread.of_runs": "machinery of drivers, on what spread.choose returned",
+    "spread.on_all": "machinery of drivers, on what spread.choose returned",
+    "sharding.path_of": "called by what maps over a tree",
+    "sharding.spec_of": "called for each leaf of a run; what does not fit is told, and has tests of its own",
+    "sharding.shardings": "machinery of drivers, on what sharding.layout returned",
+    "sharding.bytes_per_device": "machinery of drivers, on what sharding.layout returned",
+    "sharding.placed": "runs inside the trace, called by the loop",
+    "sharding.acting": "runs inside the trace, called by the loop",
+    "sharding.everywhere": "runs inside the trace, called by evaluate",
+    "batches": "runs inside the trace, called by agents",
+    "distributed.leave": "ends the process",
+    "distributed.alone": "takes nothing",
+    "distributed.is_first": "takes nothing",
+    "distributed.all_hear": "machinery of driver.drive",
+    "distributed.wait_for_all": "takes nothing",
+    "distributed.put": "machinery of drivers, on what spread.choose returned",
+    "distributed.on_host": "machinery of runs, on what driver.drive returned",
+    "launch.main": "flags, which have tests of their own",
     "spread.place": "machinery of drivers, on what spread.choose returned",
     "spread.replicate": "machinery of drivers, on what spread.choose returned",
     "spread.padded": "machinery of drivers, on what spread.choose returned",
