@@ -397,6 +397,8 @@ def tell_learned(told: dict[str, Any], settings: Settings) -> None:
         print(f"parameters {when}: at most {far['most']:.1e} apart, {far['relative']:.1e} of their length")
     same = told["updates with the same episodes"]
     print(f"the same episodes in the first {', '.join(map(str, same))} of {settings.updates} updates (by seed)")
+    if min(same) < settings.updates:
+        print("(sums in another order round otherwise; once that makes one action another, they are runs of their own)")
     for name, line in told["returns"].items():
         speed = f"{told['speed'][name]:,.0f} steps/s, compiled in {told['compile_seconds'][name]:.0f} s"
         print(f"{name:10s} return in the last quarter {in_words(line)};  {speed}")
