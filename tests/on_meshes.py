@@ -9,7 +9,6 @@ python tests/on_meshes.py sweep:CartPole-v1:2,2                      # two of fo
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from typing import Any
@@ -24,7 +23,6 @@ from purerl.base import cast_hypers
 
 X64 = jax.config.read("jax_enable_x64")
 NUM_ENVS, GROUPS, LENGTH, UPDATES = 16, 8, 8, 10
-_COLLECTIVE = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
 def agent_of(name: str, spec: Any) -> tuple[Any, Any]:
@@ -41,16 +39,6 @@ def agent_of(name: str, spec: Any) -> tuple[Any, Any]:
     # trpo's own damping, .001, lets rounding grow a hundred times as much: there the order of the samples tells.
     damping = 1e-3 if name == "trpo_undamped" else 0.1
     return trpo.trpo(spec, *both, critic_epochs=2, critic_minibatches=2), cast_hypers(trpo.Hypers(damping=damping))
-
-
-def collectives(text: str) -> list[tuple[str, str]]:
-    """Return the kind and the place in the program of each collective of a compiled program's text."""
-    found = []
-    for line in text.splitlines():
-        if kind := _COLLECTIVE.search(line):
-            place = re.search(r'op_name="([^"]*)"', line)
-            found.append((kind.group(1), place.group(1) if place else ""))
-    return found
 
 
 def updated(name: str, env_name: str, data: int, model: int) -> tuple[list[Any], str]:
@@ -138,7 +126,7 @@ def main() -> None:
             reference[name, env_name] = updated(name, env_name, 1, 1)[0]
         _, one, ten = reference[name, env_name]
         runs, text = updated(name, env_name, data, model)
-        found = collectives(text)
+        found = [one[:2] for one in sharding.collectives(text)]
         print(
             json.dumps(
                 {

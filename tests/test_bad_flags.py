@@ -153,6 +153,7 @@ def untrained(monkeypatch):
     monkeypatch.setattr(envs, "make", MAKE)
     monkeypatch.setattr(program("cliff_walking"), "train", begun)
     monkeypatch.setattr(program("textbook"), "panels_of", begun)
+    monkeypatch.setattr(program("tensor_parallel"), "trained", begun)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ TINY = {
     "q_actor_critic": "--length 4 --hidden 8",
     "trpo": "--length 8 --hidden 8",
     "pbt": "--length 4 --hidden 8",
+    "tensor_parallel": "--mesh model=2 --width 8 --layers 1 --total-steps 1024",
     "tune": "--length 4 --hidden 8",
     "sweep_ppo": "--length 4 --hidden 8",
     "sweep_dqn": "--total-steps 200 --num-envs 2 --learning-starts 40 --capacity 100 --batch-size 8 --hidden 8",
@@ -161,6 +162,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("q_learning", "--out FILE/run", "Not a directory"),
         *[row for script in ("cliff_walking", "compare", "optimal_policy", "textbook") for row in folder(script)],
         *[row for script in ("pendulum_truncation", "precision", "pbt", "sweep_ppo", "tune") for row in folder(script)],
+        *folder("tensor_parallel"),
     ),
     "cli.devices": (
         bad("q_learning", "--devices 0", "devices is 0; it takes a whole number of at least 1"),
@@ -211,6 +213,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             for script in ("cliff_walking", "compare", "optimal_policy", "pendulum_truncation", "precision", "textbook")
         ],
         *[bad(script, "--resume NOTHING", "which holds no run") for script in ("pbt", "sweep_ppo", "sweep_dqn")],
+        bad("tensor_parallel", "--resume NOTHING", "which holds no run"),
         bad("sweep_ppo", "--resume NOTHING --static.num-envs 2 4", "which holds no run (settings.json)"),
         bad("tune", "--resume NOTHING", "which holds no run (settings.json)"),
         bad("tune", "--resume NOTHING --search.worker 1", "which holds no run (journal.log)"),
@@ -403,6 +406,44 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "precision.seed": seed("precision"),
     "precision.eval_episodes": count("precision", "--eval-episodes", "eval_episodes", 1),
     "precision.checkpoint_every": count("precision", "--checkpoint-every", "checkpoint_every", 0),
+    "tensor_parallel.env": (
+        bad("tensor_parallel", "--env CartPol-v1", "did you mean CartPole-v1"),
+        bad("tensor_parallel", "--env ''", "env"),
+    ),
+    "tensor_parallel.total_steps": count("tensor_parallel", "--total-steps", "total_steps", 1),
+    "tensor_parallel.seeds": count("tensor_parallel", "--seeds", "seeds", 2),
+    "tensor_parallel.seed": seed("tensor_parallel"),
+    "tensor_parallel.width": (
+        *count("tensor_parallel", "--width", "width", 1),
+        bad("tensor_parallel", "--width 7", "width is 7 and mesh is model=2; it takes a multiple of its model, 2"),
+    ),
+    "tensor_parallel.layers": count("tensor_parallel", "--layers", "layers", 1),
+    "tensor_parallel.blocks": (
+        untyped("tensor_parallel", "--blocks recurrent"),
+        untyped("tensor_parallel", "--blocks ''"),
+    ),
+    "tensor_parallel.heads": (
+        *count("tensor_parallel", "--heads", "heads", 1),
+        bad("tensor_parallel", "--blocks transformer --heads 1", "heads is 1 and mesh is model=2; it takes a multiple"),
+        bad("tensor_parallel", "--blocks transformer --heads 6", "heads is 6; it takes a divisor of the blocks' width"),
+    ),
+    "tensor_parallel.mesh": (
+        bad("tensor_parallel", "--mesh 2x4", "mesh is '2x4'; it takes sizes of its axes data, model and run"),
+        bad("tensor_parallel", "--mesh data=0", "mesh is 'data=0'; it takes sizes of its axes"),
+        bad("tensor_parallel", "--mesh data=16,model=8", "mesh is run 1 x data 16 x model 8; there are "),
+        bad("tensor_parallel", "--mesh data=3", "mesh is data=3; its data takes a divisor of the 16 environments"),
+        bad("tensor_parallel", "--mesh run=2", "mesh is run=2; one run has all of it here: it takes sizes of data and"),
+    ),
+    "tensor_parallel.groups": (
+        *(bad("tensor_parallel", f"--groups {size}", f"groups is {size}; it takes a divisor of") for size in (0, 3)),
+        bad(
+            "tensor_parallel",
+            "--mesh data=2 --groups 1",
+            "groups is 1; it takes a divisor of the 16 environments and a",
+        ),
+        untyped("tensor_parallel", "--groups 1.5"),
+    ),
+    "tensor_parallel.hypers": hypers("tensor_parallel", trace_decay="1.1"),
     "textbook.runs": count("textbook", "--runs", "runs", 8),
     "textbook.seed": seed("textbook"),
     # --- of scripts that sweep or search ---

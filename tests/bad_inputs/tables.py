@@ -141,6 +141,8 @@ EXEMPT = {
     "spread.sharded": "machinery of drivers, on what spread.choose returned",
     "spread.over_runs": "machinery of drivers, on what spread.choose returned",
     "spread.in_place": "machinery of drivers, on what spread.choose returned",
+    "sharding.collectives": "reads what compiled.as_text() returned; other text has none",
+    "sharding.along": "speaks of what collectives returned",
     "archive.locked": "machinery of run directories",
     "results.json_bytes": "machinery of run directories; write checks",
     "archive.tidy": "machinery of run directories",
