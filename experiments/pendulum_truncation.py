@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl import cli, driver, envs, folders, networks, parts, plots, precision, returns, rollout, scores
+from purerl import cli, driver, envs, folders, networks, parts, plots, precision, returns, rollout, scores, spread
 from purerl.actor_critic import ActorCritic
 from purerl.agents import trpo
 from purerl.base import Agent, Rollout, cast_hypers, require_count
@@ -40,6 +40,9 @@ class Settings(cli.Place):
     length: int = 512  # steps that each of them takes between updates
     seed: int = 0  # what all keys are made of
     precision: precision.Preset = "float32"  # what networks compute in
+    mesh: str | None = None  # devices over which each run is split, as data=4,model=2; each has one if not given
+    # Of environments, within which batches are drawn: results depend on it, and not on the mesh; its data if not given.
+    groups: int | None = None
     checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
     hypers: trpo.Hypers = trpo.Hypers()
 
@@ -49,6 +52,7 @@ class Settings(cli.Place):
             require_count(name, getattr(self, name), least=least)
         if self.checkpoint_every is not None:
             require_count("checkpoint_every", self.checkpoint_every, least=0)
+        cli.require_mesh(self)
         least = 10 * self.num_envs * EPISODE
         if self.total_steps < least:
             raise ValueError(f"total_steps is {self.total_steps}; it takes ten episodes in each environment, {least}")
@@ -77,11 +81,12 @@ def blind(agent: Agent) -> Agent:
 
 def made(settings: Settings) -> tuple[envs.Env, ActorCritic, Agent]:
     """Return environment, networks and agent. Raises ValueError where they do not fit together."""
-    env = envs.make("Pendulum-v1", settings.num_envs)
+    env = envs.make("Pendulum-v1", settings.num_envs, groups=cli.groups_of(settings))
     both = networks.policy(env.spec), networks.state_values(env.spec)
     network = ActorCritic(*(precision.preset(one, settings.precision) for one in both))
     agent = trpo.trpo(env.spec, network.actor, network.critic)
-    cli.require_fitting([driver.Phase(agent, settings.total_steps)], env, settings.hypers, settings.length)
+    phases = [driver.Phase(agent, settings.total_steps)]
+    cli.require_fitting(phases, env, settings.hypers, settings.length, cli.layout_of(settings))
     return env, network, agent
 
 
@@ -105,6 +110,7 @@ def judge(
         length=settings.length,
         log_every=max(1, settings.total_steps // 10),
         progress=progress,
+        spread=spread.choose(settings.seeds, layout=cli.layout_of(settings)),
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
     )
@@ -128,7 +134,8 @@ def judge(
         print(f"{treatment}: {settings.seeds - len(kept)} seeds diverged and are left out")
     if not kept:
         raise cli.Failed(f"{treatment}: all seeds diverged")
-    walks = [walk(walk_keys[seed], outcome.run(seed).agent) for seed in kept]
+    states = jax.device_put(outcome.runs.agent, jax.devices()[0]) if settings.mesh else outcome.runs.agent
+    walks = [walk(walk_keys[seed], jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)) for seed in kept]
     value, collected = (np.stack(rows) for rows in zip(*walks, strict=True))
     return Judged(value, collected, outcome.metrics["episode_return"][kept, -1])
 
@@ -163,6 +170,7 @@ def main(settings: Settings) -> None:
         cli.require_sensible(settings.hypers)
         driver.seed_keys(settings.seed, settings.seeds)  # of 32 bits
         made(settings)
+        settings = dataclasses.replace(settings, groups=cli.groups_of(settings))
     folder = parts.opened(settings, "pendulum_truncation", "Pendulum-v1")
     if folder.finished:
         return

@@ -43,6 +43,9 @@ class Settings(cli.Place):
     seeds: int = 10  # independent runs of each precision
     seed: int = 0  # what all keys are made of
     eval_episodes: int = 20  # played greedily at the end by each run
+    mesh: str | None = None  # devices over which each run is split, as data=4,model=2; each has one if not given
+    # Of environments, within which batches are drawn: results depend on it, and not on the mesh; its data if not given.
+    groups: int | None = None
     checkpoint_every: int | None = None  # environment steps between checkpoints; 10 minutes if not given, 0 for none
 
     def __post_init__(self) -> None:
@@ -55,7 +58,8 @@ class Settings(cli.Place):
     def ppo(self, kind: precision.Preset) -> ppo.Settings:
         """Return those of ppo.py with networks of this kind."""
         own = {"env": self.env, "total_steps": self.total_steps, "seeds": self.seeds, "seed": self.seed}
-        return ppo.Settings(**own, eval_episodes=self.eval_episodes, precision=kind)
+        own |= {"eval_episodes": self.eval_episodes, "mesh": self.mesh, "groups": self.groups}
+        return ppo.Settings(**own, precision=kind)
 
 
 def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
     Raises Stopped if it was asked to stop in the midst of training, cli.Failed if no seed is left.
     """
     own = settings.ppo(kind)
-    env, judge = envs.make(own.env, own.num_envs), envs.make(own.env, own.eval_episodes)
+    env, judge = cli.environments(own), envs.make(own.env, own.eval_episodes)
     (phase,) = ppo.phases(own, env.spec)
     hypers = cast_hypers(cli.annealed(own, own.hypers))
     with (
@@ -79,6 +83,7 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
             length=own.length,
             log_every=max(1, own.total_steps // 50),
             progress=progress,
+            spread=cli.spread_of(own, own.seeds),
             checkpoints=checkpoints,
             checkpoint_every=settings.checkpoint_every,
         )
@@ -87,7 +92,8 @@ def learned(settings: Settings, folder: Path, kind: precision.Preset) -> dict[st
         raise Stopped(f"{kind}: stopped after {steps:,} of {own.total_steps:,} steps", folder)
     if outcome.diverged.all():
         raise cli.Failed(f"{kind}: all seeds diverged")
-    states, first = outcome.runs.agent, outcome.run(0).agent
+    states = jax.device_put(outcome.runs.agent, jax.devices()[0]) if own.mesh else outcome.runs.agent
+    first = jax.tree.map(lambda leaf: leaf[0], states)
     found = {
         "training_return": outcome.metrics["episode_return"],
         "environment_steps": outcome.metrics["environment_steps"][0],
@@ -199,10 +205,11 @@ def main(settings: Settings) -> None:
     with cli.bad_input():
         driver.seed_keys(settings.seed, settings.seeds)  # of 32 bits
         own = settings.ppo("float32")
-        env = envs.make(own.env, own.num_envs)
+        env, spread = cli.environments(own), cli.spread_of(own, own.seeds)
         if not isinstance(env.spec.action, Discrete):
             raise ValueError(f"env is {settings.env}; it takes one with discrete actions, to tell which are the same")
-        cli.require_fitting(ppo.phases(own, env.spec), env, own.hypers, own.length)
+        cli.require_fitting(ppo.phases(own, env.spec), env, own.hypers, own.length, spread.layout)
+        settings = dataclasses.replace(settings, groups=cli.groups_of(own))
     folder = parts.opened(settings, "precision", settings.env)
     if folder.finished:
         return

@@ -95,19 +95,24 @@ class Settings(Place):
             bits = 31 if name in ("num_envs", "length", "eval_episodes", "eval_max_steps") else 32
             if not isinstance(value, int) or not at_least <= value < 2**bits:
                 raise ValueError(f"{name} is {value!r}; it takes a whole number from {at_least} to 2**{bits} - 1")
-        sizes = {} if self.mesh is None else sharding.sizes_of(self.mesh)
-        groups = self.groups or sizes.get(sharding.DATA, 1)
-        if self.groups is not None:
-            checks.require_count("groups", self.groups)
-        if groups % (data := sizes.get(sharding.DATA, 1)):
-            raise ValueError(f"groups is {groups} and mesh is {self.mesh}; it takes a multiple of {data}")
-        if self.num_envs % groups:
-            given = f"groups is {groups}" if self.groups else f"mesh is {self.mesh}"
-            raise ValueError(f"num_envs is {self.num_envs} and {given}; it takes a multiple of {groups}")
+        require_mesh(self)
         if self.memory is not None and not 0 < self.memory < np.inf:
             raise ValueError(f"memory is {self.memory}; it takes a positive number of GiB")
         if self.stop_at_return is not None and not np.isfinite(self.stop_at_return):
             raise ValueError(f"stop_at_return is {self.stop_at_return}; it takes the return at which to stop")
+
+
+def require_mesh(settings: Any) -> None:
+    """Raise a ValueError for settings whose `mesh`, `groups` and `num_envs` do not go together."""
+    sizes = {} if settings.mesh is None else sharding.sizes_of(settings.mesh)
+    if settings.groups is not None:
+        checks.require_count("groups", settings.groups)
+    groups, data = groups_of(settings), sizes.get(sharding.DATA, 1)
+    if groups % data:
+        raise ValueError(f"groups is {groups} and mesh is {settings.mesh}; it takes a multiple of {data}")
+    if settings.num_envs % groups:
+        given = f"groups is {groups}" if settings.groups else f"mesh is {settings.mesh}"
+        raise ValueError(f"num_envs is {settings.num_envs} and {given}; it takes a multiple of {groups}")
 
 
 class BadInput(ValueError):
@@ -241,14 +246,14 @@ def spread_of(settings: Settings, runs: int) -> spread.Spread:
     return spread.choose(runs, devices=settings.devices, together=settings.together, layout=layout_of(settings))
 
 
-def layout_of(settings: Settings) -> sharding.Layout | None:
+def layout_of(settings: Any) -> sharding.Layout | None:
     """Return how each run is split over devices, as the settings say: None if it has one."""
     if settings.mesh is None:
         return None
     return sharding.layout(sharding.mesh(**sharding.sizes_of(settings.mesh)))
 
 
-def groups_of(settings: Settings) -> int:
+def groups_of(settings: Any) -> int:
     """Return how many groups of environments there are: as the settings say, or as many as lie apart."""
     if settings.groups is not None or settings.mesh is None:
         return settings.groups or 1

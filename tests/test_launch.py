@@ -1,4 +1,4 @@
-"""Several processes that are one run: the same bits as one, begun again when one is lost, ended when one is asked to."""
+"""Several processes that are one run: the bits of one, begun again when one is lost, ended when one is asked to."""
 
 from __future__ import annotations
 

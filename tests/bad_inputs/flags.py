@@ -182,6 +182,22 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("ppo", "--mesh data=2 --minibatches 3 --num-envs 4 --length 4", "minibatches is 3, which does not divide"),
         bad("dqn", "--mesh data=2 --batch-size 7", "batch_size is 7, which the 2 groups of environments do not divide"),
     ),
+    "pendulum_truncation.mesh": (
+        bad("pendulum_truncation", "--mesh data=3", "num_envs is 4 and mesh is data=3; it takes a multiple of 3"),
+        bad("pendulum_truncation", "--mesh model=99", "mesh is run 1 x data 1 x model 99; there are "),
+    ),
+    "pendulum_truncation.groups": (
+        bad("pendulum_truncation", "--groups 3", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
+        untyped("pendulum_truncation", "--groups all"),
+    ),
+    "precision.mesh": (
+        bad("precision", "--mesh data=3", "num_envs is 4 and mesh is data=3; it takes a multiple of 3"),
+        bad("precision", "--mesh model=99", "mesh is run 1 x data 1 x model 99; there are "),
+    ),
+    "precision.groups": (
+        bad("precision", "--groups 3", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
+        untyped("precision", "--groups all"),
+    ),
     "cli.groups": (
         bad("q_learning", "--groups 0", "groups is 0; it takes a whole number of at least 1"),
         bad("q_learning", "--groups 3 --num-envs 4", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
