@@ -216,8 +216,8 @@ def lines_of(settings: Settings, collectives: list[sharding.Collective], gathere
         ("update", MODEL, "forward, on the whole rollout"): (forward, False),
         ("update", DATA, "episodes, their returns and lengths"): (3, False),
         ("epoch", "", "shuffling"): (0, False),
-        ("minibatch", MODEL, "forward"): (forward, False),
-        ("minibatch", MODEL, "backward"): (backward, False),
+        # Together, as XLA may join what one network sums forward with what the other sums backward.
+        ("minibatch", MODEL, "forward and backward"): (forward + backward, False),
         ("minibatch", MODEL, "the gradient's norm"): (1, True),
         ("minibatch", DATA, "gradients"): (1, True),
         ("minibatch", DATA, "advantages' mean, deviation, largest"): (3, False),
@@ -226,6 +226,10 @@ def lines_of(settings: Settings, collectives: list[sharding.Collective], gathere
         if over and settings.size(over) == 1:
             asked[where, over, what] = 0, together
     notes = {"advantages' mean, deviation, largest": "the deviation takes the mean for itself"}
+    if settings.blocks == "transformer":
+        notes["forward and backward"] = "XLA sums the gradients of query, key and value one by one"
+    if settings.blocks == "dense" and settings.layers % 2:
+        notes["gathering what acts"] = "the last layer is half a pair: XLA gathers it"
     counted = {name: [0, 0] for name in asked}
     for one in collectives:
         name = sort_of(one, " and ".join(sharding.along(mesh, one.groups)))
@@ -255,7 +259,7 @@ def sort_of(one: sharding.Collective, over: str) -> tuple[str, str, str]:
         case "epoch", _, _:
             return where, "", "shuffling"
         case "minibatch", "model", "all-reduce":
-            return where, over, "backward" if backward else "forward" if forward else "the gradient's norm"
+            return where, over, "forward and backward" if backward or forward else "the gradient's norm"
         case "minibatch", "data", "all-reduce":
             return where, over, "gradients" if backward else "advantages' mean, deviation, largest"
     return where, over, f"{one.kind}{' (gathers)' * gathers} of {one.place.rpartition('/')[2]}"

@@ -39,8 +39,7 @@ def check(out, printed, *, split, blocks, gathered, forward, backward):
         ("update", "model", "gathering what acts"): gathered,
         ("update", "model", "forward, on the whole rollout"): forward,
         ("update", "data", "episodes, their returns and lengths"): 3,
-        ("minibatch", "model", "forward"): forward,
-        ("minibatch", "model", "backward"): backward,
+        ("minibatch", "model", "forward and backward"): forward + backward,
         ("minibatch", "data", "advantages' mean, deviation, largest"): 4,
     }
     assert {name: lines[name]["arrays"] for name in wanted} == wanted
@@ -76,7 +75,7 @@ def test_the_script_splits_what_it_says_and_learns_the_same_on_the_mesh(tmp_path
     ("blocks", "layers", "counts"),
     [
         ("residual", 1, {"split": 18, "gathered": 3, "forward": 2, "backward": 2}),
-        ("transformer", 1, {"split": 60, "gathered": 10, "forward": 4, "backward": 4}),
+        ("transformer", 1, {"split": 60, "gathered": 10, "forward": 4, "backward": 8}),
     ],
 )
 def test_other_layers_are_split_and_sum_as_theory_says(tmp_path, blocks, layers, counts):
