@@ -156,6 +156,7 @@ def test_a_transformer_s_torso_is_the_mean_over_tokens(observation):
         (Box((4, 4, 2), np.dtype(bool), 0, 1), (2,)),
     ],
 )
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
 def test_any_leading_axes_are_kept(leading, space, filters, blocks):
     network = networks.action_values(spec(space), (8, 8), filters=filters, blocks=blocks, heads=2)
@@ -211,6 +212,7 @@ def test_features_are_told_apart(blocks):
 # --- learning -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(2)
 @each_kind
 @pytest.mark.parametrize("observation", [VECTOR, IMAGE], ids=["features", "pixels"])
 def test_every_parameter_has_a_finite_derivative(observation, blocks):
@@ -301,6 +303,7 @@ def read(program, primitive):
     return {variable.aval.dtype for one in found for variable in one.invars}
 
 
+@pytest.mark.fast_cases(2)
 @each_kind
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_products_are_small_and_softmax_norms_and_the_stream_are_not(kind, blocks):
