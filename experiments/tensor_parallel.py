@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")  # before jax is started; acce
 import jax
 import numpy as np
 
-from purerl import cli, driver, envs, loop, networks, parts, plots, scores, sharding
+from purerl import cli, compiled, driver, envs, loop, networks, parts, plots, scores, sharding
 from purerl.agents import ppo
 from purerl.base import Agent, cast_hypers, require_count
 from purerl.layers import Blocks
@@ -121,7 +121,7 @@ def trained(settings: Settings, name: str) -> dict[str, Any]:
     born = jax.jit(begin, out_shardings=places)
     begun = time.perf_counter()
     run = born(keys[0])
-    compiled = jax.jit(advance, donate_argnums=0, out_shardings=(places, None)).lower(run).compile()
+    program = jax.jit(advance, donate_argnums=0, out_shardings=(places, None)).lower(run).compile()
     compile_seconds = time.perf_counter() - begun
 
     rows, after_one, after_all, seconds = [], [], [], 0.0
@@ -132,7 +132,7 @@ def trained(settings: Settings, name: str) -> dict[str, Any]:
             jax.block_until_ready(run.iteration)
             begun = time.perf_counter()
             for update in range(settings.updates):
-                run, metrics = compiled(run)
+                run, metrics = program(run)
                 if update == 0:
                     after_one.append(flat(run.agent.params))
                 row.append({key: float(value[0]) for key, value in metrics.items()})
@@ -149,7 +149,7 @@ def trained(settings: Settings, name: str) -> dict[str, Any]:
     found |= {"compile_seconds": compile_seconds, "speed": settings.seeds * settings.updates * steps / seconds}
     found |= held(learned) | {"gathered": len([leaf for leaf in jax.tree.leaves(learned[0].actor) if is_split(leaf)])}
     if layout is not None:
-        found["text"] = compiled.as_text()
+        found["text"] = program.as_text()
     return {key: np.asarray(value) for key, value in found.items()}
 
 
@@ -204,7 +204,7 @@ class Line(NamedTuple):
         return self.operations if self.together else self.arrays
 
 
-def lines_of(settings: Settings, collectives: list[sharding.Collective], gathered: int) -> list[Line]:
+def lines_of(settings: Settings, collectives: list[compiled.Collective], gathered: int) -> list[Line]:
     """Return all collectives of an update by their place, with what theory asks for; `gathered` leaves act."""
     mesh = layout_of(settings).mesh
     pairs = {"dense": math.ceil(settings.layers / 2), "residual": settings.layers, "transformer": 2 * settings.layers}
@@ -232,7 +232,7 @@ def lines_of(settings: Settings, collectives: list[sharding.Collective], gathere
         notes["gathering what acts"] = "the last layer is half a pair: XLA gathers it"
     counted = {name: [0, 0] for name in asked}
     for one in collectives:
-        name = sort_of(one, " and ".join(sharding.along(mesh, one.groups)))
+        name = sort_of(one, " and ".join(compiled.along(mesh, one.groups)))
         operations, arrays = counted.setdefault(name, [0, 0])
         counted[name] = [operations + 1, arrays + one.arrays]
     found = []
@@ -242,7 +242,7 @@ def lines_of(settings: Settings, collectives: list[sharding.Collective], gathere
     return found
 
 
-def sort_of(one: sharding.Collective, over: str) -> tuple[str, str, str]:
+def sort_of(one: compiled.Collective, over: str) -> tuple[str, str, str]:
     """Return where a collective is, over which axes, and what it is for."""
     if "rollout" in one.place:
         return "rollout", "", "whatever there is"
@@ -288,7 +288,7 @@ def main(settings: Settings) -> None:
 
 def describe(one: dict[str, Any], mesh: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Return what is told, JSON-ready."""
-    lines = lines_of(settings, sharding.collectives(str(mesh["text"])), int(mesh["gathered"]))
+    lines = lines_of(settings, compiled.collectives(str(mesh["text"])), int(mesh["gathered"]))
     names = [f"{kind} {what}" for kind in ("split", "whole") for what in ("leaves", "bytes", "bytes on devices")]
     late = slice(-math.ceil(settings.updates / 4), None)
     returns = {name: late_returns(found, late) for name, found in ((ONE, one), (MESH, mesh))}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl import driver, envs, loop, networks, points, precision, replay, sharding, spread, sweep, training
+from purerl import compiled, driver, envs, loop, networks, points, precision, replay, sharding, spread, sweep, training
 from purerl.agents import dqn, ppo, trpo
 from purerl.base import cast_hypers
 
@@ -126,7 +126,7 @@ def main() -> None:
             reference[name, env_name] = updated(name, env_name, 1, 1)[0]
         _, one, ten = reference[name, env_name]
         runs, text = updated(name, env_name, data, model)
-        found = [one[:2] for one in sharding.collectives(text)]
+        found = [one[:2] for one in compiled.collectives(text)]
         print(
             json.dumps(
                 {

@@ -14,7 +14,9 @@ LEVELS = {
     "checks": -1,
     "base": 0,
     **dict.fromkeys(["returns", "losses", "distributions", "exploration"], 1),
-    **dict.fromkeys(["trust_region", "mdps", "scores", "layers", "features", "points", "loss_scale", "batches"], 1),
+    **dict.fromkeys(
+        ["trust_region", "mdps", "scores", "layers", "features", "points", "loss_scale", "batches", "compiled"], 1
+    ),
     **dict.fromkeys(["planning", "networks", "tables", "prediction", "whole_episodes", "actor_critic"], 2),
     **dict.fromkeys(["optimizers", "precision", "replay", "normalize", "envs"], 2),
     **dict.fromkeys(["sharding", "distributed", "metrics", "results", "plots", "workers", "interrupts", "guards"], 2),

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from scripts import EXPERIMENTS
 
-from purerl import results, sharding
+from purerl import compiled, results
 
 TINY = "--width", "8", "--layers", "1", "--seeds", "2", "--total-steps", "2048", "--mesh", "data=2,model=4"
 
@@ -113,8 +113,8 @@ def test_collectives_are_read_with_their_place_and_their_devices(groups, axes):
 """
 
     mesh = AbstractMesh((1, 2, 4), ("run", "data", "model"))
-    first, second = sharding.collectives(text)
+    first, second = compiled.collectives(text)
     assert first[:3] == ("all-reduce", "jit(f)/sum", 2)
     assert second[:3] == ("all-gather", "", 1)
     assert first.groups == second.groups
-    assert sharding.along(mesh, first.groups) == axes
+    assert compiled.along(mesh, first.groups) == axes
