@@ -229,6 +229,21 @@ def test_pmap_takes_the_same_runs_one_for_each_device():
         np.testing.assert_allclose(column, found[name][0], rtol=1e-5, err_msg=name)
 
 
+def test_runs_are_vmapped_side_by_side_by_hand():
+    env, layout = cart(), mesh_of(run=2)
+    agent, hypers = actor_critic(env)
+    keys = driver.seed_keys(0, 2)
+
+    def train(key, layout=None):
+        return loop.train(key, agent, env, hypers, iterations=3, length=4, layout=layout)[0].agent.params
+
+    split = jax.jit(jax.vmap(lambda key: train(key, layout), spmd_axis_name="run"))(keys)
+    for number, key in enumerate(keys):
+        alone = jax.jit(train)(key)
+        jax.tree.map(lambda a, b, number=number: np.testing.assert_allclose(a[number], b, atol=1e-5), split, alone)
+    assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(split)} == {1}
+
+
 def test_scripts_take_a_mesh_and_groups_of_its_size():
     settings = cli.Settings(env="CartPole-v1", num_envs=4, mesh="data=2")
     assert cli.groups_of(settings) == 2
