@@ -62,16 +62,16 @@ class _Gang:
         }
         shared |= {distributed.HEARTBEAT: str(heartbeat)} if heartbeat else {}
         self.asked_to_end, self.lost = False, ""
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._former = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-        self._processes = [
-            subprocess.Popen(
+        for number in range(processes):
+            process = subprocess.Popen(
                 [sys.executable, *command],
                 env=shared | {distributed.PROCESS: str(number)},
                 stdout=None if number == 0 else subprocess.DEVNULL,
                 start_new_session=True,  # so that Ctrl-C comes once, from here
             )
-            for number in range(processes)
-        ]
+            self._processes.append(process)
 
     def _pass_on(self, number: int, _: object) -> None:
         self.asked_to_end = True
