@@ -88,13 +88,15 @@ def test_every_mesh_makes_the_same_run(slow_result):
             _, whole, *held = one["split"]
             assert held == [whole // model], one["asked"]
             assert not [place for _, place in one["collectives"] if "rollout" in place]
-            assert one["discrete states"], one["asked"]
-            assert agent == "trpo_undamped" or one["params"] <= 1e-5, one["asked"]
+            # At its own damping TRPO's step depends on the order in which samples are summed, and is only told.
+            assert agent == "trpo_undamped" or (one["discrete states"] and one["params"] <= 1e-5), one["asked"]
         params, later, states = (max(one[name] for one in found) for name in ("params", "params after ten", "states"))
+        equal = "bit-equal" if all(one["discrete states"] for one in found) else "not equal"
         told.append(
-            f"{agent} {env}: parameters {params:.1e} after one update, {later:.1e} after ten, states {states:.1e}"
+            f"{agent} {env}: parameters {params:.1e} after one update, {later:.1e} after ten, floats of states "
         )
-    slow_result("; ".join(told) + f"; discrete states bit-equal; on {MESHES}")
+        told[-1] += f"{states:.1e}, discrete ones {equal}"
+    slow_result("; ".join(told) + f"; on {MESHES}")
 
 
 @pytest.mark.slow
