@@ -73,6 +73,7 @@ def possible(settings: Settings, directory: Path) -> dict[str, cli.Settings]:
 def main(settings: Settings) -> None:
     """Train every agent, save one picture of all, and print how well each did."""
     try:
+        cli.require_one_process("this script takes one")
         directory = cli.directory_of(settings, "compare", settings.env, held=f"*/{results.SETTINGS}")
         chosen = possible(settings, directory)
         if not chosen:

@@ -71,12 +71,12 @@ class Checkpoints:
         arrays = {str(place): leaf for place, leaf in enumerate(named.values()) if leaf.size} or _NOTHING
         arguments = orbax.args.Composite(tree=orbax.args.StandardSave(arrays), header=orbax.args.JsonSave(header))
         self.wait()
-        if step <= (last := max(steps(self.directory), default=-1)):
+        last = distributed.from_first(lambda: max(steps(self.directory), default=-1))
+        if step <= last:
             raise ValueError(f"step is {step}; {self.directory} holds step {last}: it takes a later one")
         with self._telling(step):
             self._manager = self._manager or self._opened()
-            if distributed.is_first():
-                _begun(self.directory, step).touch()
+            distributed.from_first(_begun(self.directory, step).touch)
             self._manager.save(step, args=arguments, force=True)
         self._unfinished = step, self._thread.submit(self._finish, step)
 
@@ -144,12 +144,17 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _telling(self, step: int) -> Iterator[None]:
+        failure: Exception | None = None
         try:
             yield
         except Exception as error:  # orbax's and tensorstore's own, of many kinds
+            failure = error
+        (failed,) = distributed.all_hear(lambda: failure is not None)()  # what one could not do none has done
+        if failed:
             with contextlib.suppress(Exception):  # one that has failed once tells of it for ever
                 self._close()
-            raise OSError(f"step {step} could not be saved in {self.directory}: {_reason(error)}") from error
+            why = _reason(failure) if failure else "another process could not"
+            raise OSError(f"step {step} could not be saved in {self.directory}: {why}") from failure
 
 
 def save(tree: PyTree, directory: Path, step: int, about: Mapping[str, Any] | None = None) -> None:

@@ -21,8 +21,12 @@ from purerl import distributed, sharding, spread
 
 with contextlib.suppress(RuntimeError):  # whoever imports this in the midst of something has decided already
     spread.use_all_cores()  # before gymnax is imported, and starts jax
-if distributed.start() and not distributed.is_first():
-    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # of several processes one speaks
+try:
+    if distributed.start() and not distributed.is_first():
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # of several processes one speaks
+except ValueError as error:  # of the environment's variables
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 from purerl import checks, driver, envs, folders, loop, optimizers, results
 from purerl.base import cast_hypers

@@ -6,10 +6,12 @@ once, files and words, the first one does.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,7 +28,8 @@ from purerl.checks import require_count, require_function
 Told = TypeVar("Told")
 
 COORDINATOR, PROCESSES, PROCESS = "PURERL_COORDINATOR", "PURERL_PROCESSES", "PURERL_PROCESS"
-HEARTBEAT = "PURERL_HEARTBEAT_SECONDS"
+HEARTBEAT, LAUNCHER = "PURERL_HEARTBEAT_SECONDS", "PURERL_LAUNCHER"
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _MILLISECONDS = 24 * 3600 * 1000  # for which one waits for what the first does; that it is lost is heard before
 _told, _waited = itertools.count(), itertools.count()  # so that no two questions have one name
 SECONDS = 20  # without a sign of life, after which a process is taken for lost, and with it all
@@ -58,7 +61,10 @@ def start(
         return jax.process_count() > 1
     seconds = heartbeat_seconds if heartbeat_seconds is not None else _number(HEARTBEAT, SECONDS)
     require_count("heartbeat_seconds", seconds)
-    limits: dict[str, Any] = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+    limits: dict[str, Any] = {"heartbeat_timeout_seconds": seconds}
+    # It would take SIGTERM for itself, of which `interrupts` is to hear.
+    jax.config.update("jax_enable_preemption_service", False)
+    _end_with_launcher()
     if not given and asked == "auto":
         jax.distributed.initialize(**limits)
     else:
@@ -73,6 +79,12 @@ def start(
         jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate", **limits)
     sys.excepthook = _end_all
     return jax.process_count() > 1
+
+
+def _end_with_launcher() -> None:
+    """Ask the system, where it can (Linux), for a SIGTERM once the launcher is no more."""
+    if LAUNCHER in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _number(name: str, default: int | None = None) -> Any:
@@ -181,6 +193,11 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+@functools.cache
+def _to_all(mesh: Mesh) -> Any:
+    return jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, P()))
+
+
 def _mesh_of(leaf: jax.Array) -> Mesh:
     assert isinstance(leaf.sharding, NamedSharding)
     mesh = leaf.sharding.mesh
@@ -195,7 +212,7 @@ def on_host(tree: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return leaf
         # One at a time, so that no device must hold all of them.
-        whole = jax.jit(lambda array: array, out_shardings=NamedSharding(_mesh_of(leaf), P()))(leaf)
+        whole = _to_all(_mesh_of(leaf))(leaf)
         return whole.addressable_data(0) if _is_key(leaf) else np.asarray(whole)
 
     return jax.tree.map(fetched, tree)

@@ -123,6 +123,7 @@ def drive(
         about |= {"eval_every": eval_every, "eval_max_steps": eval_max_steps, "stop_at_return": stop_at_return}
         about |= {"env": env.name, "agents": [getattr(phase.agent.act, "__qualname__", "") for phase in phases]}
         about |= {"eval_episodes": episodes}
+        about |= {"groups": env.spec.groups} if env.spec.groups > 1 else {}
         given = spreading.replicate(spread, {"keys": keys, "hypers": hypers, "env_params": params})
         store = Store(checkpoints, given, about, every=checkpoint_every)
     shared = spreading.replicate(spread, (hypers, params))

@@ -24,6 +24,7 @@ from purerl import distributed
 from purerl.checks import require_count
 
 SECONDS_TO_FOLLOW = 3.0  # in which the others may end by themselves, once one has failed
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BAD_INPUT = 2  # the status of what would fail again
 
 
@@ -58,13 +59,16 @@ class _Gang:
         shared = os.environ | {
             distributed.COORDINATOR: f"127.0.0.1:{_free_port()}",
             distributed.PROCESSES: str(processes),
+            distributed.LAUNCHER: str(os.getpid()),
             "JAX_NUM_CPU_DEVICES": str(devices or max(1, cores // processes)),
         }
         shared |= {distributed.HEARTBEAT: str(heartbeat)} if heartbeat else {}
         self.asked_to_end, self.lost = False, ""
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._former = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._former = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
         for number in range(processes):
+            if self.asked_to_end:
+                break
             process = subprocess.Popen(
                 [sys.executable, *command],
                 env=shared | {distributed.PROCESS: str(number)},
@@ -76,7 +80,7 @@ class _Gang:
     def _pass_on(self, number: int, _: object) -> None:
         self.asked_to_end = True
         for process in self._processes:
-            process.send_signal(number)
+            process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
     def wait(self) -> int:
         """Wait until all have ended, and return 0, or the status of the first that failed, and see to the others."""

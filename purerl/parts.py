@@ -69,6 +69,7 @@ def opened(settings: cli.Place, script: str, env: str) -> Parts:
     Raises cli.BadInput for a folder that cannot be had, or that holds something else.
     """
     with cli.bad_input():
+        cli.require_one_process("a script of several parts takes one")
         directory = cli.directory_of(settings, script, env)
         described = dataclasses.asdict(settings) | {"script": script}
         del described["resume"]

@@ -30,9 +30,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (_TORSO + r"Dense_\d*[02468]/kernel$", P(None, MODEL)),
     (_TORSO + r"Dense_\d*[02468]/bias$", P(MODEL)),
     (_TORSO + r"Dense_\d*[13579]/kernel$", P(MODEL, None)),
-    (r"_up/kernel$", P(None, MODEL)),
-    (r"_up/bias$", P(MODEL)),
-    (r"_down/kernel$", P(MODEL, None)),
+    (r"/mlp_up/kernel$", P(None, MODEL)),
+    (r"/mlp_up/bias$", P(MODEL)),
+    (r"/mlp_down/kernel$", P(MODEL, None)),
     (r"/attention/(query|key|value)/kernel$", P(None, MODEL, None)),
     (r"/attention/(query|key|value)/bias$", P(MODEL, None)),
     (r"/attention/out/kernel$", P(MODEL, None, None)),
@@ -108,9 +108,12 @@ def path_of(path: Any) -> str:
 
 
 def spec_of(layout: Layout, path: str, shape: Sequence[int]) -> P:
-    """Return how a leaf of this path and shape is split. Raises ValueError where a rule does not fit the shape."""
+    """Return how a leaf of this path and shape is split, a single number never.
+
+    Raises ValueError where a rule does not fit the shape.
+    """
     for pattern, spec in (*layout.rules, *RULES):
-        if not re.search(pattern, path):
+        if not shape or not re.search(pattern, path):
             continue
         if len(spec) > len(shape):
             raise ValueError(f"{path} has shape {tuple(shape)}, and the rule {pattern!r} splits it by {spec}")

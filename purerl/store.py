@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from purerl import archive, checkpoint, results
+from purerl import archive, checkpoint, distributed, results
 from purerl.checkpoint import Checkpoints
 from purerl.history import History
 
@@ -44,9 +44,10 @@ class Store:
         Raises checkpoint.Unfit, naming the first difference, for those of other runs.
         """
         directory = self.checkpoints.directory
-        if not checkpoint.steps(directory):
+        (step,) = distributed.from_first(lambda: checkpoint.steps(directory)[-1:] or [None])
+        if step is None:
             return None
-        about = checkpoint.about(directory)
+        about = checkpoint.about(directory, step)
         if "run" not in about:
             raise checkpoint.Unfit(f"{directory} holds checkpoints of something else than runs")
         try:
@@ -56,7 +57,7 @@ class Store:
         given = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), self.given
         )
-        found = checkpoint.restore(directory, {"given": given, "runs": runs, "history": checkpoint.REST})
+        found = checkpoint.restore(directory, {"given": given, "runs": runs, "history": checkpoint.REST}, step)
         _require_same(found["given"], self.given, directory)
         history.go_on(found["history"], about["history"])
         then, now = about["versions"], results.versions()

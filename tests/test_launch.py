@@ -147,7 +147,7 @@ def test_a_process_alone_agrees_with_itself():
     assert hear() == (True, True)
 
 
-def rounds(processes, devices, out, steps, **environment):
+def rounds(processes, devices, out, steps):
     """Train on a mesh of four devices, and return what was learned."""
     mesh = "data=2,model=2"
     ended(begun(A2C, processes, devices, mesh, out, steps))
