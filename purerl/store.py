@@ -112,7 +112,8 @@ class Store:
 
 
 def _warn(error: OSError) -> None:
-    print(f"\nwarning: {error}; the run goes on", file=sys.stderr, flush=True)
+    if distributed.is_first():
+        print(f"\nwarning: {error}; the run goes on", file=sys.stderr, flush=True)
 
 
 def _require_same(saved: PyTree, given: PyTree, directory: Any) -> None:
