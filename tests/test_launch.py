@@ -106,7 +106,7 @@ def test_two_processes_are_one_run_that_stops_when_one_is_asked_to_and_goes_on_w
     assert learned(tmp_path / "one") == learned(tmp_path / "two")
 
 
-def test_what_is_wrong_is_said_once_and_not_tried_again(tmp_path):
+def test_what_is_wrong_is_not_tried_again(tmp_path):
     (tmp_path / "script.py").write_text("import sys\nprint(sys.argv[1], file=sys.stderr)\nraise SystemExit(2)\n")
     done = subprocess.run(
         [sys.executable, "-m", "purerl.launch", "--processes", "2", str(tmp_path / "script.py"), "nonsense"],
