@@ -146,8 +146,10 @@ def test_a_large_replay_is_not_copied_when_several_seeds_advance():
     here, seeds = spread.choose(3, devices=1), 3
     hypers, params = spread.replicate(here, (cast_hypers(dqn.Hypers()), env.params))
     keys = spread.place(here, driver.seed_keys(0, seeds))
-    runs = driver._begin(agent, env, here)(keys, hypers, params)
-    program = driver._advance(agent, env, 10, 1, here).lower(runs, hypers, params).compile()
+    begin = driver._begin(agent, env, here)
+    places = spread.of_runs(here, jax.eval_shape(begin, keys, hypers, params))
+    runs = jax.jit(begin, out_shardings=places)(keys, hypers, params)
+    program = driver._advance(agent, env, 10, 1, here, places).lower(runs, hypers, params).compile()
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes > seeds * 200_000 * 4 * 4  # the observations, donated
     assert memory.temp_size_in_bytes < 1.2 * memory.alias_size_in_bytes / seeds  # one run at a time is taken out

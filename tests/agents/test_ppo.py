@@ -12,7 +12,7 @@ import pytest
 import rlax
 from agents.heads import ACTIONS, DIMENSIONS, FEATURES, KINDS, NUM_ENVS, apart, log_prob_of, networks_of, spec_of
 
-from purerl import envs, networks, rollout
+from purerl import batches, envs, networks, rollout
 from purerl.agents import ppo
 from purerl.base import Network, Rollout, Transition, cast_hypers, pytree_dataclass
 from purerl.distributions import Categorical, Gaussian

@@ -12,7 +12,7 @@ import pytest
 from agents.heads import ACTIONS, DIMENSIONS, FEATURES, KINDS, NUM_ENVS, apart, log_prob_of, networks_of, spec_of
 from jax.flatten_util import ravel_pytree
 
-from purerl import trust_region
+from purerl import batches, trust_region
 from purerl.actor_critic import Params
 from purerl.agents import trpo
 from purerl.base import Rollout, Transition, cast_hypers
