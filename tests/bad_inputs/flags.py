@@ -116,6 +116,20 @@ def static(script: str) -> tuple[Row, ...]:
     )
 
 
+def over_a_mesh(script: str) -> dict[str, tuple[Row, ...]]:
+    """Return what the mesh and the groups of a script with four environments refuse."""
+    return {
+        f"{script}.mesh": (
+            bad(script, "--mesh data=3", "num_envs is 4 and mesh is data=3; it takes a multiple of 3"),
+            bad(script, "--mesh model=99", "mesh is run 1 x data 1 x model 99; there are "),
+        ),
+        f"{script}.groups": (
+            bad(script, "--groups 3", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
+            untyped(script, "--groups all"),
+        ),
+    }
+
+
 ROWS: dict[str, tuple[Row, ...]] = {
     # --- what all scripts share ---
     "cli.env": (
@@ -182,22 +196,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         bad("ppo", "--mesh data=2 --minibatches 3 --num-envs 4 --length 4", "minibatches is 3, which does not divide"),
         bad("dqn", "--mesh data=2 --batch-size 7", "batch_size is 7, which the 2 groups of environments do not divide"),
     ),
-    "pendulum_truncation.mesh": (
-        bad("pendulum_truncation", "--mesh data=3", "num_envs is 4 and mesh is data=3; it takes a multiple of 3"),
-        bad("pendulum_truncation", "--mesh model=99", "mesh is run 1 x data 1 x model 99; there are "),
-    ),
-    "pendulum_truncation.groups": (
-        bad("pendulum_truncation", "--groups 3", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
-        untyped("pendulum_truncation", "--groups all"),
-    ),
-    "precision.mesh": (
-        bad("precision", "--mesh data=3", "num_envs is 4 and mesh is data=3; it takes a multiple of 3"),
-        bad("precision", "--mesh model=99", "mesh is run 1 x data 1 x model 99; there are "),
-    ),
-    "precision.groups": (
-        bad("precision", "--groups 3", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
-        untyped("precision", "--groups all"),
-    ),
+    **over_a_mesh("pendulum_truncation"),
+    **over_a_mesh("precision"),
     "cli.groups": (
         bad("q_learning", "--groups 0", "groups is 0; it takes a whole number of at least 1"),
         bad("q_learning", "--groups 3 --num-envs 4", "num_envs is 4 and groups is 3; it takes a multiple of 3"),
